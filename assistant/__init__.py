@@ -1,0 +1,1 @@
+"""The microkernel that every process shares. It imports no service, and no plugin by name."""

@@ -1,0 +1,1 @@
+"""Verifies, decrypts and encrypts callbacks: the only holder of callback keys."""

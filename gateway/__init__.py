@@ -1,0 +1,1 @@
+"""Faces the world and holds no secret: intake, inbox, turns."""

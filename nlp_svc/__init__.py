@@ -1,0 +1,1 @@
+"""Understands and answers, and runs skills. Anyone may swap it for another implementation."""

@@ -1,0 +1,1 @@
+"""Everything that knows a platform, an engine or a business skill."""

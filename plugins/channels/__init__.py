@@ -1,0 +1,1 @@
+"""The platforms that members write on, one folder each."""

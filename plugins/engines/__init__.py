@@ -1,0 +1,1 @@
+"""What understands and answers, one folder each."""

@@ -1,0 +1,1 @@
+"""Delivers to the platforms: the only holder of app secrets and access tokens."""

@@ -105,10 +105,18 @@ class Source:
         plain = [name for name in self._tables if name != "channels"]
         return plain + [f"channels.{name}" for name in channels]
 
-    def read(self, cls: type[S], section: str) -> S:
-        """The settings of one section. Raises InvalidSetting with every problem in it."""
+    def read(self, cls: type[S], section: str, *, exact: bool = True) -> S:
+        """The settings of one section. Raises InvalidSetting with every problem in it.
+
+        `exact=False` is for a reader that has only a part of another service's section, such as its address:
+        the rest is not its business.
+        """
         prefix = f"{PREFIX}{section.upper().replace('.', '_')}_"
-        return _build(cls, section, self._table(section), self._variables(prefix), self._origin)
+        table, variables = self._table(section), self._variables(prefix)
+        if not exact:
+            table = {key: value for key, value in table.items() if key in fields(cls)}
+            variables = {key: value for key, value in variables.items() if key in fields(cls)}
+        return _build(cls, section, table, variables, self._origin)
 
     def accounts(self, cls: type[S], channel: str, known: frozenset[str]) -> dict[str, S]:
         """The settings of each account of a channel, by the account's name; none if it is not configured.

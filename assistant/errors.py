@@ -71,6 +71,12 @@ class Undecryptable(AssistantError):
     code, http, reason = StatusCode.INVALID_ARGUMENT, 400, "UNDECRYPTABLE"
 
 
+class UnsupportedMediaType(AssistantError):
+    """The callback's content type is none that the platform sends. Do not retry."""
+
+    code, http, reason = StatusCode.INVALID_ARGUMENT, 415, "UNSUPPORTED_MEDIA_TYPE"
+
+
 class MalformedPayload(AssistantError):
     """The decrypted message has not the form that the platform sends. Do not retry."""
 
@@ -126,6 +132,12 @@ class UnknownSkill(AssistantError):
     """No skill has this name."""
 
     code, http, reason = StatusCode.NOT_FOUND, 404, "UNKNOWN_SKILL"
+
+
+class UnknownService(AssistantError):
+    """This server has no service of this name."""
+
+    code, http, reason = StatusCode.NOT_FOUND, 404, "UNKNOWN_SERVICE"
 
 
 class UnknownPlugin(AssistantError):

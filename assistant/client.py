@@ -1,0 +1,293 @@
+"""A service as its callers see it: deadline, retry, balance, request id.
+
+    crypto = CryptoServiceStub(connect("127.0.0.1:7001"))
+    opened = await crypto.OpenCallback(request, timeout=1.0)
+
+Every call needs a `timeout` in seconds; errors are those of assistant.errors. Calls whose proto says that
+they may be repeated (`idempotency_level`) are repeated while time is left: they outlive the restart of a server.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import random
+import socket
+from collections.abc import AsyncIterable, AsyncIterator
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor_pb2 import MethodOptions
+
+from assistant import wire
+from assistant.errors import ServiceUnavailable
+from assistant.replica import Replica
+
+__all__ = ["Channel", "connect"]
+
+_RESOLVE_EVERY_S = 5.0
+_RESOLVE_AT_MOST_EVERY_S = 0.5
+_BACKOFF_S = 0.02
+_MAX_BACKOFF_S = 0.5
+
+
+def connect(target: str, *, multiplex: bool = True) -> "Channel":
+    """A channel to a service, for generated stubs. Nothing is opened before the first call.
+
+    `target` is "host:port", several of these with commas between, "dns:///host:port" or "unix:/path". A
+    host with several addresses is as many replicas; each call goes to the one with the fewest in flight.
+    `multiplex=False` makes every call a plain gRPC call.
+    """
+    return Channel(target, multiplex)
+
+
+class Channel(grpc.aio.Channel):
+    """Made by `connect`. Belongs to the event loop of its first call."""
+
+    def __init__(self, target: str, multiplex: bool) -> None:
+        self._target = target
+        self._multiplex = multiplex
+        self._opened: _Replicas | None = None
+
+    @property
+    def _replicas(self) -> "_Replicas":
+        if self._opened is None:
+            self._opened = _Replicas(self._target, self._multiplex)
+        return self._opened
+
+    # --- What stubs ask for -------------------------------------------------------------------------------
+
+    def unary_unary(
+        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: object
+    ) -> Any:
+        repeatable = _repeatable(method)
+
+        async def call(request: object, timeout: float) -> Any:
+            payload = wire.checked(method, "request", request_serializer(request))
+            return response_deserializer(await self._unary(method, repeatable, payload, timeout))
+
+        def start(request: object, *, timeout: float) -> Any:
+            return call(request, timeout)
+
+        return start
+
+    def unary_stream(
+        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: object
+    ) -> Any:
+        repeatable = _repeatable(method)
+
+        async def stream(request: object, timeout: float) -> AsyncIterator[Any]:
+            payload = wire.checked(method, "request", request_serializer(request))
+            async for response in self._server_streaming(method, repeatable, payload, timeout):
+                yield response_deserializer(response)
+
+        def start(request: object, *, timeout: float) -> Any:
+            return stream(request, timeout)
+
+        return start
+
+    def stream_unary(
+        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: object
+    ) -> Any:
+        async def call(requests: AsyncIterable[object], timeout: float) -> Any:
+            payloads = (wire.checked(method, "request", request_serializer(request)) async for request in requests)
+            replica = await self._replicas.pick(monotonic() + timeout, patient=False)
+            return response_deserializer(await replica.client_streaming(method, payloads, timeout))
+
+        def start(requests: AsyncIterable[object], *, timeout: float) -> Any:
+            return call(requests, timeout)
+
+        return start
+
+    def stream_stream(self, method: str, *_: object, **__: object) -> Any:
+        raise NotImplementedError(f"{method}: no contract of ours streams both ways")
+
+    # --- Calls --------------------------------------------------------------------------------------------
+
+    async def _unary(self, method: str, repeatable: bool, payload: bytes, timeout: float) -> bytes:
+        attempts = _Attempts(repeatable, timeout)
+        while True:
+            try:
+                replica = self._replicas.best() or await self._replicas.pick(attempts.deadline, patient=repeatable)
+                return await replica.unary(method, payload, attempts.time_left_s())
+            except ServiceUnavailable as error:
+                await attempts.again(error)
+
+    async def _server_streaming(
+        self, method: str, repeatable: bool, payload: bytes, timeout: float
+    ) -> AsyncIterator[bytes]:
+        attempts = _Attempts(repeatable, timeout)
+        while True:
+            try:
+                replica = await self._replicas.pick(attempts.deadline, patient=repeatable)
+                async for response in replica.server_streaming(method, payload, attempts.time_left_s()):
+                    attempts.repeatable = False  # the caller has seen a part
+                    yield response
+                return
+            except ServiceUnavailable as error:
+                await attempts.again(error)
+
+    # --- The rest of a channel ----------------------------------------------------------------------------
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        """READY if any replica can be called; CONNECTING else."""
+        if self._opened is None and not try_to_connect:
+            return grpc.ChannelConnectivity.IDLE
+        return grpc.ChannelConnectivity.READY if self._replicas.best() else grpc.ChannelConnectivity.CONNECTING
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        """Return once the state is another."""
+        while self.get_state(try_to_connect=True) is last_observed_state:
+            await self._replicas.changed.wait()
+
+    async def channel_ready(self) -> None:
+        """Return once a replica can be called."""
+        while self._replicas.best() is None:
+            await self._replicas.changed.wait()
+
+    async def close(self, grace: float | None = None) -> None:
+        """Close all connections. What is in flight fails."""
+        if self._opened is not None:
+            await self._opened.close()
+
+    async def __aenter__(self) -> "Channel":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class _Attempts:
+    """How often one call may be tried."""
+
+    def __init__(self, repeatable: bool, timeout_s: float) -> None:
+        self.repeatable = repeatable
+        self.deadline = monotonic() + timeout_s
+        self._backoff_s = 0.0  # the first repetition goes at once: to another replica, or when one is back
+
+    def time_left_s(self) -> float:
+        return self.deadline - monotonic()
+
+    async def again(self, error: ServiceUnavailable) -> None:
+        """Return when another attempt may be made; raise the error if none may."""
+        pause_s = self._backoff_s * random.uniform(0.5, 1.0)
+        if not self.repeatable or self.time_left_s() <= pause_s:
+            raise error
+        self._backoff_s = min(max(_BACKOFF_S, 2 * self._backoff_s), _MAX_BACKOFF_S)
+        await asyncio.sleep(pause_s)
+
+
+class _Replicas:
+    """The servers that a target stands for."""
+
+    def __init__(self, target: str, multiplex: bool) -> None:
+        self._target = target
+        self._multiplex = multiplex
+        self._by_address: dict[str, Replica] = {}
+        self._unresolved = ""
+        self.changed = _Changed()
+        self._keeper = asyncio.create_task(self._keep_resolved())
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def best(self) -> Replica | None:
+        """The one to call now; None if none is connected."""
+        ready = [replica for replica in self._by_address.values() if replica.ready]
+        if len(ready) > 1:
+            return min(ready, key=_burden)
+        return ready[0] if ready else None
+
+    async def pick(self, deadline: float, *, patient: bool) -> Replica:
+        """The one to call, once there is one. Raises ServiceUnavailable: at the deadline, or, if not `patient`,
+        as soon as all attempts to connect failed.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline - monotonic()):
+                while (replica := self.best()) is None:
+                    if not patient and (failure := self._failure()):
+                        raise ServiceUnavailable(f"{self._target} cannot be reached: {failure}")
+                    await self.changed.wait()
+                return replica
+        raise ServiceUnavailable(f"{self._target} cannot be reached: {self._failure() or 'no answer in time'}")
+
+    def _failure(self) -> str:
+        """Why none is connected. Empty while it is still being tried."""
+        failures = [replica.failure for replica in self._by_address.values()]
+        return (self._unresolved or "") if not failures else failures[0] if all(failures) else ""
+
+    async def close(self) -> None:
+        self._keeper.cancel()
+        replicas, self._by_address = list(self._by_address.values()), {}
+        await asyncio.gather(self._keeper, *(replica.close() for replica in replicas), return_exceptions=True)
+        await asyncio.gather(*self._retiring)
+
+    async def _keep_resolved(self) -> None:
+        """Follow what the target's host names stand for: every few seconds, and soon after a change of ours."""
+        while True:
+            try:
+                self._set(await _resolve(self._target))
+            except OSError as error:
+                self._unresolved = error.strerror or type(error).__name__
+                self.changed.tell()
+            await asyncio.sleep(_RESOLVE_AT_MOST_EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RESOLVE_EVERY_S):
+                    await self.changed.wait()
+
+    def _set(self, addresses: list[str]) -> None:
+        for address in self._by_address.keys() - addresses:
+            task = asyncio.create_task(self._by_address.pop(address).close())
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+        for address in addresses:
+            if address not in self._by_address:
+                self._by_address[address] = Replica(address, self._multiplex, self.changed.tell)
+
+
+def _burden(replica: Replica) -> tuple[bool, int]:
+    return (not replica.serving, replica.load)
+
+
+class _Changed:
+    """Wakes everybody who waits for a change."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def tell(self) -> None:
+        self._event.set()
+        self._event.clear()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+async def _resolve(target: str) -> list[str]:
+    """The addresses of all replicas. Raises OSError."""
+    found: list[str] = []
+    for part in target.removeprefix("dns:///").split(","):
+        found += [part.strip()] if part.startswith("unix:") else await _resolve_host(part.strip())
+    return list(dict.fromkeys(found))
+
+
+async def _resolve_host(address: str) -> list[str]:
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host.strip("[]"))
+        return [address]
+    answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    # A host with both kinds of address is one server, not two.
+    family = min(answer[0] for answer in answers)
+    return [f"{answer[4][0]}:{port}" for answer in answers if answer[0] == family]
+
+
+def _repeatable(path: str) -> bool:
+    """Whether the proto says that the method may be called again when the outcome of a call is unknown."""
+    try:
+        method = descriptor_pool.Default().FindMethodByName(path[1:].replace("/", "."))
+    except KeyError:
+        return False
+    return method.GetOptions().idempotency_level != MethodOptions.IDEMPOTENCY_UNKNOWN

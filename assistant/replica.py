@@ -1,0 +1,171 @@
+"""One server as its callers see it: a connection that is kept up, and the calls on it."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from assistant import wire
+from assistant.errors import AssistantError, from_status
+from assistant.mux import Multiplexer
+from assistant.telemetry import request_id
+
+_CONNECT_WITHIN_S = 5.0
+_BACKOFF_S = 0.02
+_MAX_BACKOFF_S = 0.5
+_GRACE_S = 60.0
+_OPTIONS = (
+    *wire.OPTIONS,
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection, without the backoff of the last
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class Replica:
+    """One server, by its address: "127.0.0.1:7001" or "unix:/path". Connects at once, and again until closed.
+
+    `changed` is called whenever `ready`, `serving` or `failure` may have changed.
+    """
+
+    def __init__(self, address: str, multiplex: bool, changed: Callable[[], None]) -> None:
+        self.ready = False
+        """Whether it can be called."""
+        self.serving = False
+        """Whether it takes calls gladly; else another one should be preferred."""
+        self.failure = ""
+        """Why the last attempt to connect failed. Empty: none did."""
+        self._address = address
+        self._multiplex = multiplex
+        self._changed = changed
+        self._mux: Multiplexer | None = None
+        self._channel: grpc.aio.Channel
+        self._plain_calls = 0
+        self._closing: set[asyncio.Task[None]] = set()
+        self._keeper = asyncio.create_task(self._keep_connected())
+
+    @property
+    def load(self) -> int:
+        """Calls in flight."""
+        return self._plain_calls + (len(self._mux) if self._mux is not None else 0)
+
+    async def close(self) -> None:
+        """Break the connection. What is in flight fails."""
+        self._keeper.cancel()
+        await asyncio.gather(self._keeper, return_exceptions=True)
+        for task in self._closing:
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    # --- Calls --------------------------------------------------------------------------------------------
+
+    async def unary(self, path: str, payload: bytes, time_left_s: float) -> bytes:
+        """One call, in whichever way the server offers. Raises AssistantError."""
+        if self._mux is None:
+            return await self._plain(self._channel.unary_unary(path), payload, time_left_s)
+        result = await self._mux.call(path, payload, time_left_s, request_id.get())
+        if result.code:
+            raise from_status(result.code, result.message, result.status)
+        return result.payload
+
+    async def client_streaming(self, path: str, payloads: AsyncIterator[bytes], time_left_s: float) -> bytes:
+        """One call with a stream of requests. Raises AssistantError."""
+        return await self._plain(self._channel.stream_unary(path), payloads, time_left_s)
+
+    async def server_streaming(self, path: str, payload: bytes, time_left_s: float) -> AsyncIterator[bytes]:
+        """One call with a stream of responses. Raises AssistantError."""
+        call = self._channel.unary_stream(path)(payload, timeout=time_left_s, metadata=_metadata())
+        self._plain_calls += 1
+        try:
+            async for response in call:
+                yield response
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from None
+        finally:
+            self._plain_calls -= 1
+            call.cancel()
+
+    async def _plain(self, method: Callable[..., Any], argument: object, time_left_s: float) -> bytes:
+        self._plain_calls += 1
+        try:
+            return await method(argument, timeout=time_left_s, metadata=_metadata())
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error) from None
+        finally:
+            self._plain_calls -= 1
+
+    # --- The connection -----------------------------------------------------------------------------------
+
+    async def _keep_connected(self) -> None:
+        backoff_s = 0.0
+        while True:
+            channel = grpc.aio.insecure_channel(self._address, _OPTIONS)
+            try:
+                async with asyncio.timeout(_CONNECT_WITHIN_S) as limit:
+                    await self._stay_connected(channel, limit)
+                self.failure = "the server ended the connection"
+            except grpc.aio.AioRpcError as error:
+                self.failure = error.details() or error.code().name
+            except TimeoutError:
+                self.failure = f"no answer within {_CONNECT_WITHIN_S} s"
+            finally:
+                was_ready, self.ready, self._mux = self.ready, False, None
+                self._close_later(channel)
+            self._changed()
+            backoff_s = 0.0 if was_ready else min(max(_BACKOFF_S, 2 * backoff_s), _MAX_BACKOFF_S)
+            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
+
+    async def _stay_connected(self, channel: grpc.aio.Channel, limit: asyncio.Timeout) -> None:
+        self._channel = channel
+
+        def tell(serving: bool) -> None:
+            limit.reschedule(None)
+            self.ready, self.serving = True, serving
+            self._changed()
+
+        if self._multiplex:
+            mux = Multiplexer()
+
+            def tell_multiplexed() -> None:
+                self._mux = mux
+                tell(mux.serving)
+
+            try:
+                return await mux.run(channel, tell_multiplexed)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                    raise
+        return await _watch(channel, tell)
+
+    def _close_later(self, channel: grpc.aio.Channel) -> None:
+        """Close the channel once its plain calls are done: the server may still answer them."""
+        task = asyncio.create_task(channel.close(_GRACE_S))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+async def _watch(channel: grpc.aio.Channel, tell: Callable[[bool], None]) -> None:
+    """Follow the health of a server without Exchange, until the connection breaks."""
+    try:
+        async for response in HealthStub(channel).Watch(HealthCheckRequest()):
+            tell(response.status != HealthCheckResponse.NOT_SERVING)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+            raise
+        tell(True)
+        await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+
+
+def _metadata() -> tuple[tuple[str, str], ...]:
+    value = request_id.get()
+    return ((wire.REQUEST_ID, value),) if value else ()
+
+
+def _translated(error: grpc.aio.AioRpcError) -> AssistantError:
+    details = dict(error.trailing_metadata()).get(wire.STATUS_DETAILS, b"")
+    code: int = error.code().value[0]
+    return from_status(code, error.details() or "", details if isinstance(details, bytes) else b"")

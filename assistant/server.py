@@ -1,0 +1,181 @@
+"""A gRPC service as a process: calls, health, reflection, metrics, drain.
+
+A servicer is a plain object whose methods have the RPCs' names and take `(request, call)`: a `def` that
+computes is answered inline, an `async def` may wait, an async generator streams responses; of a method with
+streamed requests the first argument is an async iterator. AssistantErrors travel to the caller.
+"""
+
+import asyncio
+import gc
+import signal
+from collections.abc import AsyncIterator, Coroutine
+from http.server import ThreadingHTTPServer
+from time import monotonic
+from types import TracebackType
+from typing import Any, NoReturn
+
+import grpc
+import uvloop
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection
+
+from assistant import telemetry, wire
+from assistant.dispatch import DEFAULT_TIMEOUT_S, Call, Method, Servicers, methods
+from assistant.errors import AssistantError, InvalidSetting, to_status
+from assistant.health import Health
+from assistant.mux import MuxHandler
+from assistant.settings import Address
+
+__all__ = ["Call", "Health", "Server", "Servicers", "run", "serve"]
+
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+_GRACE_S = 10.0
+_OPTIONS = (
+    *wire.OPTIONS,
+    ("grpc.so_reuseport", 0),  # or a second process would silently share the port
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # callers may keep connections alive
+    ("grpc.keepalive_permit_without_calls", 1),
+    # No max_connection_age: it would break streams of operations, and our clients see new replicas without it.
+)
+
+
+class Server:
+    """Serves servicers on one address, and on another its metrics and health over HTTP.
+
+    `listen` is "host:port" (0: any free port) or "unix:/path". Once stopping, it answers what still arrives
+    for `drain_s`, and finishes what it began.
+    """
+
+    def __init__(
+        self, servicers: Servicers, *, listen: Address | str, admin: Address | None = None, drain_s: float = 1.0
+    ) -> None:
+        self.health = Health(service.full_name for service in servicers)
+        self.port = 0
+        self._services = [service.full_name for service in servicers]
+        self._methods = methods({**servicers, _HEALTH: self.health})
+        self._mux = MuxHandler(self._methods, self.health)
+        self._listen = listen
+        self._admin = admin
+        self._drain_s = drain_s
+        self._grpc: grpc.aio.Server
+        self._http: ThreadingHTTPServer | None = None
+
+    async def start(self) -> None:
+        """Begin to serve. Raises InvalidSetting if an address is taken."""
+        self._grpc = grpc.aio.server(options=_OPTIONS)
+        self._grpc.add_generic_rpc_handlers((_Handlers(self._methods), self._mux))
+        names = (*self._services, _HEALTH.full_name, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._grpc)
+        try:
+            self.port = self._grpc.add_insecure_port(self._listen)
+        except RuntimeError as error:
+            raise InvalidSetting(
+                f"cannot listen on {self._listen}: is another process there? Stop it, set `listen` to another "
+                "address, or move all ports with AI_ASSISTANT_PORT_OFFSET"
+            ) from error
+        if self._admin is not None:
+            self._http = telemetry.serve_admin(self._admin, lambda: self.health.serving(""))
+        await self._grpc.start()
+
+    async def stop(self) -> None:
+        """Say that nothing new is welcome, answer what arrives for a while, finish, and stop."""
+        self.health.drain()
+        await asyncio.sleep(self._drain_s)
+        self._mux.close()
+        self.health.close()
+        await self._grpc.stop(_GRACE_S)
+        if self._http is not None:
+            self._http.shutdown()
+            self._http.server_close()
+
+    async def __aenter__(self) -> "Server":
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+
+async def serve(server: Server) -> None:
+    """Serve until SIGTERM or SIGINT, then stop in good order."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    async with server:
+        gc.collect()
+        gc.freeze()  # what lives now lives as long as the process: the collector need not look at it again
+        telemetry.info("serving", port=server.port)
+        await stopping.wait()
+        telemetry.info("stopping")
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run a service's main coroutine to its end. An AssistantError of it is logged and ends the process with 1."""
+    try:
+        uvloop.run(_quiet(main))
+    except AssistantError as error:
+        telemetry.error("start_failed", error)
+        raise SystemExit(1) from None
+
+
+async def _quiet(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.get_running_loop().set_exception_handler(_log_stray)
+    await main
+
+
+def _log_stray(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an exception that nobody waited for, without the text of it."""
+    telemetry.error("stray_exception", context.get("exception"), message=context["message"])
+
+
+class _Handlers(grpc.GenericRpcHandler):
+    """Brings gRPC's calls to dispatch."""
+
+    def __init__(self, methods: dict[str, Method]) -> None:
+        self._handlers = {path: _handler(method) for path, method in methods.items()}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        return self._handlers.get(handler_call_details.method)
+
+
+def _handler(method: Method) -> "grpc.RpcMethodHandler[Any, Any]":
+    async def unary(payload: bytes, context: Any) -> bytes:
+        call = _call(method, context)
+        try:
+            return await method.run_waiting(payload, call) if method.waits else method.run(payload, call)
+        except AssistantError as error:
+            return await _abort(context, error)
+
+    async def server_streaming(payload: bytes, context: Any) -> AsyncIterator[bytes]:
+        try:
+            async for response in method.run_server_streaming(payload, _call(method, context)):
+                yield response
+        except AssistantError as error:
+            await _abort(context, error)
+
+    async def client_streaming(payloads: AsyncIterator[bytes], context: Any) -> bytes:
+        try:
+            return await method.run_client_streaming(payloads, _call(method, context))
+        except AssistantError as error:
+            return await _abort(context, error)
+
+    if method.server_streaming:
+        return grpc.unary_stream_rpc_method_handler(server_streaming)
+    if method.client_streaming:
+        return grpc.stream_unary_rpc_method_handler(client_streaming)
+    return grpc.unary_unary_rpc_method_handler(unary)
+
+
+def _call(method: Method, context: Any) -> Call:
+    metadata = dict(context.invocation_metadata())
+    time_left_s = context.time_remaining()
+    deadline = monotonic() + (DEFAULT_TIMEOUT_S if time_left_s is None else time_left_s)
+    return Call(method.path, metadata.get(wire.REQUEST_ID, ""), deadline)
+
+
+async def _abort(context: Any, error: AssistantError) -> NoReturn:
+    status = to_status(error)
+    await context.abort(error.code, status.message, ((wire.STATUS_DETAILS, status.SerializeToString()),))
+    raise AssertionError  # abort() always raises

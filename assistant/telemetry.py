@@ -1,0 +1,166 @@
+"""Logs, the request id and the admin server that shows metrics.
+
+One event is one JSON line on standard output. Metrics are prometheus_client's, named
+`assistant_<noun>_<unit>`; on hot paths their labelled children are bound once.
+"""
+
+import atexit
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from http.server import ThreadingHTTPServer
+from typing import Any, BinaryIO
+
+import orjson
+from prometheus_client import MetricsHandler
+
+from assistant.errors import AssistantError, InvalidSetting
+from assistant.settings import Address
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""Follows one message through all services. Empty: none."""
+
+_FLUSH_AFTER_S = 0.1
+
+
+class _Lines:
+    """Lines on their way to a stream: kept for a moment, so that one write carries many."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._waiting: list[bytes] = []
+        self._lock = threading.Lock()
+        self._some = threading.Event()
+        threading.Thread(target=self._flush_forever, name="log", daemon=True).start()
+
+    def write(self, line: bytes) -> None:
+        self._waiting.append(line)
+        if not self._some.is_set():
+            self._some.set()
+
+    def flush(self) -> None:
+        with self._lock:
+            self._some.clear()
+            lines, self._waiting = self._waiting, []
+            try:
+                self._stream.write(b"".join(lines))
+                self._stream.flush()
+            except (OSError, ValueError):  # nobody reads our output any longer; that must not stop the service
+                pass
+
+    def _flush_forever(self) -> None:
+        while True:
+            self._some.wait()
+            time.sleep(_FLUSH_AFTER_S)
+            self.flush()
+
+
+class _Log:
+    def __init__(self) -> None:
+        self.service = ""
+        self.lines: _Lines | None = None
+
+    def write(self, level: str, event: str, fields: dict[str, Any]) -> None:
+        if self.lines is None:
+            return
+        line = {
+            "time": datetime.now(UTC),
+            "level": level,
+            "service": self.service,
+            "event": event,
+            "request_id": request_id.get(),
+            **fields,
+        }
+        self.lines.write(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS))
+
+
+_log = _Log()
+
+
+class _LibraryHandler(logging.Handler):
+    """Brings what libraries log into our form."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        fields: dict[str, Any] = {"logger": record.name}
+        if record.exc_info and record.exc_info[1]:
+            # asyncio puts the repr of a failed task, with its exception's text, on the lines after the first
+            message = message.partition("\n")[0]
+            fields |= _described(record.exc_info[1])
+        _log.write(record.levelname.lower(), "library_log", {"message": message, **fields})
+        flush()
+
+
+def start(service: str) -> None:
+    """Begin to write log lines as `service`. Until then nothing is written. Called first in every main."""
+    _log.service = service
+    _log.lines = _Lines(sys.stdout.buffer)
+    atexit.register(flush)
+    logging.basicConfig(level=logging.WARNING, handlers=[_LibraryHandler()], force=True)
+
+
+def flush() -> None:
+    """Write out what is buffered."""
+    if _log.lines is not None:
+        _log.lines.flush()
+
+
+def info(event: str, **fields: Any) -> None:
+    """Log what happened. Written within 100 ms."""
+    _log.write("info", event, fields)
+
+
+def warning(event: str, **fields: Any) -> None:
+    """Log what somebody should look at some day. Written at once."""
+    _log.write("warning", event, fields)
+    flush()
+
+
+def error(event: str, exception: BaseException | None = None, **fields: Any) -> None:
+    """Log what somebody must look at. Written at once.
+
+    Of an exception that is not an AssistantError only the type and the stack's locations are written: its
+    text may hold a secret.
+    """
+    _log.write("error", event, fields if exception is None else fields | _described(exception))
+    flush()
+
+
+def _described(exception: BaseException) -> dict[str, Any]:
+    if isinstance(exception, AssistantError):
+        return {"reason": exception.reason, "message": exception.message, **exception.metadata}
+    frames = traceback.extract_tb(exception.__traceback__)
+    return {
+        "exception": type(exception).__qualname__,
+        "stack": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames],
+    }
+
+
+def serve_admin(listen: Address, healthy: Callable[[], bool]) -> ThreadingHTTPServer:
+    """Serve `/metrics` and `/healthz` (200 or 503) in a daemon thread, until its `shutdown()`.
+
+    Raises InvalidSetting if the address is taken.
+    """
+
+    class Handler(MetricsHandler):
+        def do_GET(self) -> None:  # the name is http.server's
+            if self.path == "/healthz":
+                self.send_response(200 if healthy() else 503)
+                self.end_headers()
+            else:
+                super().do_GET()
+
+    try:
+        server = ThreadingHTTPServer((listen.host, listen.port), Handler)
+    except OSError as error:
+        raise InvalidSetting(
+            f"cannot listen on {listen}: {error.strerror}. Free it, set `admin` to another address, "
+            "or move all ports with AI_ASSISTANT_PORT_OFFSET"
+        ) from error
+    threading.Thread(target=server.serve_forever, name="admin", daemon=True).start()
+    return server

@@ -60,6 +60,8 @@ class Channel(Manifest):
     codec: type[Settings] = Settings
     crypto: type[Settings] = Settings
     sender: type[Settings] = Settings
+    headers: frozenset[str] = frozenset({"content-type"})
+    """HTTP headers of a callback that `Crypto.open` needs, in lower case."""
 
     def settings(self) -> frozenset[str]:
         """Names of all settings of an account."""
@@ -151,6 +153,8 @@ class Codec(ABC):
 
     reply_limit_s: ClassVar[float]
     """How long the platform waits for the HTTP answer, in seconds."""
+    redelivery_s: ClassVar[float]
+    """How long after a callback's arrival the platform may still repeat it for want of an answer, in seconds."""
     acknowledgement: ClassVar[HttpBody]
     """The HTTP answer that says "received" and no more."""
 

@@ -1,0 +1,68 @@
+"""Starts the gateway: gunicorn with one event-loop worker, on the public and on the admin address."""
+
+import sys
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+from uvicorn_worker import UvicornWorker
+
+from assistant import telemetry
+from assistant.errors import InvalidSetting
+from gateway.app import create_app
+from gateway.loop import FlaskOnLoop
+from gateway.settings import Configuration
+
+
+class Worker(UvicornWorker):  # type: ignore[misc]  # gunicorn and its workers are not typed
+    """One event loop: uvloop and httptools; our own log lines instead of access lines."""
+
+    CONFIG_KWARGS = {  # noqa: RUF012 - gunicorn's way of configuring a worker
+        "loop": "uvloop",
+        "http": "httptools",
+        "lifespan": "on",
+        "access_log": False,
+        "server_header": False,
+        "timeout_keep_alive": 75,  # longer than Envoy keeps an idle connection, so that Envoy closes first
+    }
+
+
+class Server(BaseApplication):  # type: ignore[misc]
+    """gunicorn, told everything by us and nothing by files or the environment."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Set what gunicorn needs to know."""
+        gateway = self._configuration.gateway
+        options: dict[str, Any] = {
+            "bind": [str(gateway.listen), str(gateway.admin)],
+            "workers": 1,
+            "worker_class": Worker,
+            "graceful_timeout": 10,
+            "timeout": 60,
+            "control_socket_disable": True,
+            "logger_class": "gunicorn.glogging.Logger",
+            "loglevel": "warning",
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> FlaskOnLoop:
+        """Runs in the worker, after the fork."""
+        return create_app(self._configuration)
+
+
+def main() -> None:
+    """Run until SIGTERM."""
+    telemetry.start("gateway")
+    try:
+        configuration = Configuration.load()
+    except InvalidSetting as error:
+        sys.exit(f"gateway cannot start:\n{error}")
+    Server(configuration).run()
+
+
+if __name__ == "__main__":
+    main()

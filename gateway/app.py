@@ -1,0 +1,186 @@
+"""The HTTP faces of the gateway: callbacks and health for the world, the inbox and metrics for operators.
+
+One Flask app on two addresses. What operators see is served on the admin address only.
+"""
+
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import orjson
+from flask import Blueprint, Flask, Response, abort, current_app, request
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from assistant import plugin, telemetry
+from assistant.api.message.v1.message_pb2 import Account
+from assistant.errors import AssistantError, UnknownMessage
+from assistant.plugin import Callback
+from assistant.settings import DEFAULT_ACCOUNT
+from gateway.inbox import InboxState, describe
+from gateway.intake import error_response, refusal
+from gateway.loop import Deferred, FlaskOnLoop
+from gateway.runtime import Gateway
+from gateway.settings import Configuration
+
+MAX_BODY_BYTES = 256 * 1024
+"""Far above any callback; Envoy refuses more before us."""
+_GATEWAY = "gateway"
+
+callbacks = Blueprint("callbacks", __name__)
+operators = Blueprint("operators", __name__)
+
+
+def create_app(configuration: Configuration) -> FlaskOnLoop:
+    """The application that gunicorn's worker serves."""
+    app = Flask(_GATEWAY)
+    app.config["ADMIN_PORT"] = str(configuration.gateway.admin.port)
+    app.config["HEADERS"] = {name: channel.headers for name, channel in plugin.channels().items()}
+    app.register_blueprint(callbacks)
+    app.register_blueprint(operators)
+    app.register_error_handler(HTTPException, _http_error)
+
+    async def startup() -> None:
+        app.extensions[_GATEWAY] = await Gateway.create(configuration)
+
+    async def shutdown() -> None:
+        await _gateway(app).close()
+
+    return FlaskOnLoop(app, startup=startup, shutdown=shutdown, max_body_bytes=MAX_BODY_BYTES)
+
+
+def _gateway(app: Flask | None = None) -> Gateway:
+    gateway: Gateway = (app or current_app).extensions[_GATEWAY]
+    return gateway
+
+
+def _http_error(error: HTTPException) -> Response:
+    reason = (error.name or "error").upper().replace(" ", "_")
+    headers = None
+    if isinstance(error, MethodNotAllowed) and error.valid_methods:
+        headers = {"Allow": ", ".join(error.valid_methods)}
+    return error_response(error.code or 500, reason, error.description or "", headers)
+
+
+# --- For the world ----------------------------------------------------------------------------------------
+
+
+@callbacks.route("/<channel>", methods=["GET", "POST"])
+@callbacks.route("/<channel>/<account>", methods=["GET", "POST"])
+def callback(channel: str, account: str = DEFAULT_ACCOUNT) -> Response:
+    """A platform calls."""
+    gateway = _gateway()
+    codec = gateway.codecs.get((channel, account))
+    if codec is None:
+        abort(404, f"No account {account!r} of a channel {channel!r} is configured.")
+    telemetry.request_id.set(request.headers.get("x-request-id", ""))
+    wanted = current_app.config["HEADERS"][channel]
+    received = Callback(
+        request.method,
+        request.query_string.decode("latin-1"),
+        {name: value for name in wanted if (value := request.headers.get(name)) is not None},
+        request.get_data(),
+    )
+    return Deferred(gateway.intake.answer(Account(channel=channel, name=account), codec, received, _arrived_at()))
+
+
+def _arrived_at() -> float:
+    """When the request reached the edge, on the monotonic clock: Envoy may have held it while we were restarted."""
+    now, age_s = time.monotonic(), 0.0
+    started = request.headers.get("x-request-start", "")
+    if started.startswith("t="):
+        try:
+            age_s = time.time() - float(started[2:])
+        except ValueError:
+            age_s = 0.0
+    return now - age_s if 0.0 < age_s < 10.0 else now
+
+
+@callbacks.get("/health")
+def health() -> Response:
+    """Whether a message would be answered now."""
+    return Deferred(_health(_gateway()))
+
+
+async def _health(gateway: Gateway) -> Response:
+    report = await gateway.health.check()
+    return _json(report, 200 if report["status"] == "ok" else 503)
+
+
+@callbacks.get("/healthz")
+def alive() -> Response:
+    """Whether this process takes requests: what Envoy asks, all the time."""
+    return Response(b"ok", content_type="text/plain")
+
+
+# --- For operators ----------------------------------------------------------------------------------------
+
+
+@operators.before_request
+def _only_on_the_admin_address() -> None:
+    if request.environ["SERVER_PORT"] != current_app.config["ADMIN_PORT"]:
+        abort(404)
+
+
+@operators.get("/metrics")
+def metrics() -> Response:
+    """Prometheus metrics of this process."""
+    return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
+
+
+@operators.get("/inbox")
+def list_inbox() -> Response:
+    """Messages, newest first: `?state=dead&limit=100&before=<seq>`."""
+    state, before = request.args.get("state"), request.args.get("before", type=int)
+    names = {known.name.lower(): known for known in InboxState}
+    if state is not None and state not in names:
+        abort(400, f"state is {state!r}: one of {', '.join(names)}")
+    limit = min(1_000, max(1, request.args.get("limit", 100, type=int)))
+    return _deferred_json(_list_inbox(_gateway(), [names[state]] if state else None, before, limit))
+
+
+async def _list_inbox(gateway: Gateway, states: list[InboxState] | None, before: int | None, limit: int) -> Any:
+    rows = await gateway.inbox.list(states, before, limit)
+    return {
+        "messages": [describe(row, with_content=False) for row in rows],
+        "before": rows[-1].seq if len(rows) == limit else None,
+    }
+
+
+@operators.get("/inbox/<path:key>")
+def show_message(key: str) -> Response:
+    """One message, with its words."""
+    return _deferred_json(_show_message(_gateway(), key))
+
+
+async def _show_message(gateway: Gateway, key: str) -> Any:
+    row = await gateway.inbox.get(key)
+    if row is None:
+        raise UnknownMessage(f"no message {key!r} in the inbox; its key is channel:account:message id")
+    return describe(row, with_content=True)
+
+
+@operators.post("/inbox/<path:key>/retry")
+def retry_message(key: str) -> Response:
+    """Take up again a message that was given up or not confirmed."""
+    return _deferred_json(_retry_message(_gateway(), key))
+
+
+async def _retry_message(gateway: Gateway, key: str) -> Any:
+    if not await gateway.turns.retry(key):
+        raise UnknownMessage(f"no message {key!r} is dead or unconfirmed")
+    return await _show_message(gateway, key)
+
+
+def _deferred_json(work: Coroutine[Any, Any, Any]) -> Response:
+    async def answer() -> Response:
+        try:
+            return _json(await work)
+        except AssistantError as error:
+            return refusal(error)
+
+    return Deferred(answer())
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(value) + b"\n", status, content_type="application/json")

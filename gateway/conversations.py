@@ -1,0 +1,67 @@
+"""Conversations as the engine sees them: what was said before, and the state it asked to keep.
+
+They are read from the inbox, where every answered turn is; nothing is written twice. What was read or said
+lately is kept in memory, unless other gateways write to the same inbox.
+"""
+
+from collections import OrderedDict, deque
+
+from google.protobuf.struct_pb2 import Struct
+
+from assistant.api.message.v1.message_pb2 import InboundMessage
+from assistant.api.nlp.v1.nlp_pb2 import ROLE_ASSISTANT, ROLE_MEMBER, HistoryEntry
+from assistant.api.storage.v1.storage_pb2 import TurnRecord
+from gateway.inbox import Inbox
+
+
+class Conversation:
+    """What was said before in one conversation."""
+
+    __slots__ = ("entries", "last_delivery", "state")
+
+    def __init__(self, turns: int) -> None:
+        self.entries: deque[HistoryEntry] = deque(maxlen=2 * turns)
+        """Oldest first: one entry for each message and one for its answer."""
+        self.state: Struct | None = None
+        """What the engine asked to keep."""
+        self.last_delivery = ""
+        """Request id of the last answer, if it went out by the API: it may still be on its way."""
+
+    def remember(self, message: InboundMessage, record: TurnRecord) -> None:
+        """Add a turn that was answered."""
+        if record.starts_conversation:
+            self.entries.clear()
+        elif self.entries.maxlen:
+            self.entries.append(HistoryEntry(role=ROLE_MEMBER, content=message.content, said_at=message.sent_at))
+            if record.content:
+                self.entries.append(
+                    HistoryEntry(role=ROLE_ASSISTANT, content=record.content, said_at=record.answered_at)
+                )
+        self.state = record.state if record.HasField("state") else None
+        self.last_delivery = record.request_id
+
+
+class Conversations:
+    """The conversations, by lane."""
+
+    def __init__(self, inbox: Inbox, turns: int, capacity: int = 10_000) -> None:
+        self._inbox = inbox
+        self._turns = turns
+        self._capacity = capacity
+        self._recent: OrderedDict[str, Conversation] = OrderedDict()
+
+    async def get(self, lane: str) -> Conversation:
+        """The conversation of a lane. Call it when no earlier turn of the lane is under way."""
+        conversation = self._recent.get(lane)
+        if conversation is None:
+            conversation = Conversation(self._turns)
+            # One turn at least, for the state.
+            for message, record in await self._inbox.history(lane, max(1, self._turns)):
+                conversation.remember(message, record)
+            if not self._inbox.shared:
+                self._recent[lane] = conversation
+                if len(self._recent) > self._capacity:
+                    self._recent.popitem(last=False)
+        else:
+            self._recent.move_to_end(lane)
+        return conversation

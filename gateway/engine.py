@@ -1,0 +1,105 @@
+"""Asking the engine: what it proposes is run by the skills, and it sees the results, at most a few rounds."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from assistant import telemetry
+from assistant.api.message.v1.message_pb2 import InboundMessage
+from assistant.api.nlp.v1.nlp_pb2 import Action, GenerateReplyRequest, GenerateReplyResponse, SkillResult
+from assistant.api.nlp.v1.nlp_pb2_grpc import NlpServiceAsyncStub
+from assistant.api.skill.v1.skill_pb2 import InvokeSkillRequest, ListSkillsRequest, Skill
+from assistant.api.skill.v1.skill_pb2_grpc import SkillServiceAsyncStub
+from assistant.errors import AssistantError, EngineUnavailable
+from gateway.conversations import Conversation
+from gateway.inbox import message_key
+
+ROUNDS = 4
+"""An engine that still proposes actions after so many rounds goes in circles."""
+_SKILL_TIMEOUT_S = 30.0
+_LIST_TIMEOUT_S = 1.0
+_LIST_LIFETIME_S = 30.0
+
+
+@dataclass
+class _Listed:
+    skills: list[Skill]
+    until: float
+
+
+class Engine:
+    """The NLP service and the skills, as a turn needs them."""
+
+    def __init__(
+        self, nlp: NlpServiceAsyncStub, skills: SkillServiceAsyncStub, *, timeout_s: float, locale: str
+    ) -> None:
+        self._nlp = nlp
+        self._skills = skills
+        self._timeout_s = timeout_s
+        self._locale = locale
+        self._listed: dict[str, _Listed] = {}
+        self._listing: dict[str, asyncio.Lock] = {}
+
+    async def reply(self, message: InboundMessage, conversation: Conversation) -> GenerateReplyResponse:
+        """Answer one message. Raises what the engine fails with when it fails for good or time is over."""
+        turn_id = message_key(message)
+        locale = message.locale or self._locale
+        deadline = time.monotonic() + self._timeout_s
+        request = GenerateReplyRequest(
+            turn_id=turn_id,
+            account=message.account,
+            conversation=message.conversation,
+            message=message,
+            history=conversation.entries,
+            skills=await self._skills_for(message, locale),
+            state=conversation.state,
+            locale=locale,
+        )
+        for _ in range(ROUNDS):
+            response: GenerateReplyResponse = await self._nlp.GenerateReply(
+                request, timeout=max(0.001, deadline - time.monotonic())
+            )
+            if not response.actions:
+                return response
+            for action in response.actions:
+                request.skill_results.append(await self._run(action, len(request.skill_results), request))
+        raise EngineUnavailable(f"the engine still proposes actions after {ROUNDS} rounds")
+
+    async def _skills_for(self, message: InboundMessage, locale: str) -> list[Skill]:
+        """The skills to offer. InvokeSkill decides who may use one; an unreachable skill service offers none."""
+        key = f"{message.account.channel}:{message.account.name}:{locale}"
+        listed = self._listed.get(key)
+        if listed is None or listed.until < time.monotonic():
+            async with self._listing.setdefault(key, asyncio.Lock()):
+                listed = self._listed.get(key)
+                if listed is None or listed.until < time.monotonic():
+                    listed = await self._list(message, locale, listed)
+                    self._listed[key] = listed
+        return listed.skills
+
+    async def _list(self, message: InboundMessage, locale: str, known: _Listed | None) -> _Listed:
+        request = ListSkillsRequest(account=message.account, locale=locale)
+        try:
+            response = await self._skills.ListSkills(request, timeout=_LIST_TIMEOUT_S)
+        except AssistantError as error:
+            telemetry.warning("skills_not_listed", reason=error.reason, detail=error.message)
+            return _Listed(known.skills if known else [], time.monotonic() + 1.0)
+        return _Listed(list(response.skills), time.monotonic() + _LIST_LIFETIME_S)
+
+    async def _run(self, action: Action, index: int, request: GenerateReplyRequest) -> SkillResult:
+        invocation = InvokeSkillRequest(
+            turn_id=request.turn_id,
+            action_index=index,
+            skill=action.skill,
+            arguments=action.arguments,
+            account=request.account,
+            conversation=request.conversation,
+            sender=request.message.sender,
+            locale=request.locale,
+        )
+        try:
+            done = await self._skills.InvokeSkill(invocation, timeout=_SKILL_TIMEOUT_S)
+        except AssistantError as error:
+            telemetry.warning("skill_failed", skill=action.skill, reason=error.reason, detail=error.message)
+            return SkillResult(action=action, succeeded=False, error_reason=error.reason)
+        return SkillResult(action=action, succeeded=True, result=done.result, content=done.content)

@@ -1,0 +1,167 @@
+"""The inbox: every callback's message, durable before anything is acknowledged, and how its turn ended."""
+
+import time
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any
+
+from assistant.api.message.v1.message_pb2 import InboundMessage
+from assistant.api.storage.v1.storage_pb2 import TurnRecord
+from assistant.journal import Journal, Operation, Transaction
+from assistant.journal.rows import Admitted, Row, Rows
+
+TABLE = "inbox"
+MIGRATIONS = [
+    *Rows.migrations(TABLE),
+    # A conversation's history is read from its lane's newest rows.
+    f"CREATE INDEX {TABLE}_history ON {TABLE} (lane, seq)",
+]
+
+
+class InboxState(IntEnum):
+    """How a message stands. Below 2 something remains to be done."""
+
+    RECEIVED = 0
+    """A callback is, or was, held for its answer. If that broke, the platform repeats the callback."""
+    ACKNOWLEDGED = 1
+    """The platform was told "received": we owe an answer by its API."""
+    ANSWERED = 2
+    """Answered, or nothing was to be said."""
+    DEAD = 3
+    """Given up after an apology; `ai-assistant-cli inbox retry` tries again."""
+    UNCONFIRMED = 4
+    """A crash broke the turn off, and the platform did not repeat the callback: it seems to have the answer."""
+
+
+def message_key(message: InboundMessage) -> str:
+    """What makes a message the same message, in all tables and logs of the mesh."""
+    return f"{message.account.channel}:{message.account.name}:{message.message_id}"
+
+
+def lane_of(message: InboundMessage) -> str:
+    """The lane of a conversation: its turns run one after another."""
+    return f"{message.account.channel}:{message.account.name}:{message.conversation.id}"
+
+
+def _read_history(transaction: Transaction, queries: list[tuple[str, int]]) -> list[list[tuple[bytes, bytes]]]:
+    return [
+        [
+            (bytes(body), bytes(result))
+            for body, result in transaction.execute(
+                f"SELECT body, result FROM {TABLE} WHERE lane = ? AND state >= 2 AND result IS NOT NULL "  # noqa: S608
+                "ORDER BY seq DESC LIMIT ?",
+                query,
+            )
+        ]
+        for query in queries
+    ]
+
+
+_HISTORY: Operation[tuple[str, int], list[tuple[bytes, bytes]]] = Operation("inbox_history", _read_history)
+
+
+class Inbox:
+    """The gateway's durable rows. Every method raises StorageUnavailable when the database takes nothing."""
+
+    def __init__(self, journal: Journal, owner: str) -> None:
+        self._journal = journal
+        self._rows = Rows(journal, TABLE, owner)
+
+    @property
+    def shared(self) -> bool:
+        """Whether other gateways work on the same inbox."""
+        return self._journal.shared
+
+    async def open(self) -> None:
+        """Begin to own rows."""
+        await self._rows.open()
+
+    async def close(self) -> None:
+        """Write what is still to be written, and own rows no longer."""
+        await self._journal.flush()
+        await self._rows.close()
+        await self._journal.close()
+
+    async def admit(self, message: InboundMessage, state: InboxState) -> Admitted:
+        """Store a message, once. If it is there already, say how it stands and change nothing."""
+        return await self._rows.admit(message_key(message), lane_of(message), message.SerializeToString(), state)
+
+    async def adopt(self, key: str) -> Row | None:
+        """Take over the turn of a repeated callback from whoever held the one before. None if it moved on."""
+        return await self._rows.adopt(key, (InboxState.RECEIVED,))
+
+    async def acknowledge(self, key: str) -> bool:
+        """Record, durably, that we owe an answer by the API. False if another gateway took the turn over."""
+        return await self._rows.move(key, InboxState.ACKNOWLEDGED, from_states=(InboxState.RECEIVED,))
+
+    def finish(self, key: str, state: InboxState, record: TurnRecord, error: str = "") -> None:
+        """Record how the turn ended. Rides along with the next commit."""
+        self._rows.post_move(key, state, result=record.SerializeToString(), error=error, attempted=True)
+
+    async def recover(self) -> list[Row]:
+        """Take over the open turns of gateways that died, oldest first."""
+        return await self._rows.recover(1_000)
+
+    async def blocked(self, row: Row) -> bool:
+        """Whether another gateway still works on an earlier turn of the same conversation."""
+        return await self._rows.blocked(row.lane, row.seq)
+
+    async def history(self, lane: str, limit: int) -> list[tuple[InboundMessage, TurnRecord]]:
+        """The newest turns of a conversation, oldest first."""
+        if self.shared:  # what this gateway said last may still be on its way into the database
+            await self._journal.flush()
+        found = await self._journal.query(_HISTORY, (lane, limit))
+        return [(InboundMessage.FromString(body), TurnRecord.FromString(result)) for body, result in reversed(found)]
+
+    async def get(self, key: str) -> Row | None:
+        """One message."""
+        return await self._rows.get(key)
+
+    async def list(self, states: Sequence[int] | None, before_seq: int | None, limit: int) -> list[Row]:
+        """Messages, newest first."""
+        return await self._rows.list(states, before_seq, limit)
+
+    async def reopen(self, key: str) -> Row | None:
+        """Take a message up again that was given up or not confirmed. None if it is neither."""
+        row = await self._rows.get(key)
+        if row is None or row.state not in (InboxState.DEAD, InboxState.UNCONFIRMED):
+            return None
+        return await self._rows.reopen(key, InboxState.ACKNOWLEDGED)
+
+    async def purge(self, keep_days: float) -> int:
+        """Forget a batch of what was closed longer ago than this; returns how many."""
+        return await self._rows.purge(time.time() - keep_days * 86_400, 500)
+
+    async def counts(self) -> dict[InboxState, int]:
+        """How many messages stand how."""
+        return {InboxState(state): count for state, count in (await self._rows.counts()).items()}
+
+    async def oldest_open_s(self) -> float:
+        """Age of the oldest message that waits for its answer, in seconds; 0 if none does."""
+        oldest = await self._rows.oldest_open()
+        return 0.0 if oldest is None else max(0.0, time.time() - oldest)
+
+
+def describe(row: Row, *, with_content: bool) -> dict[str, Any]:
+    """A message as operators see it. Its words are left out of lists."""
+    message = InboundMessage.FromString(row.body)
+    described: dict[str, Any] = {
+        "key": row.key,
+        "state": InboxState(row.state).name.lower(),
+        "channel": message.account.channel,
+        "account": message.account.name,
+        "conversation": message.conversation.id,
+        "sender": message.sender.id,
+        "kinds": [content.WhichOneof("kind") for content in message.content],
+        "received_at": row.created_at,
+        "updated_at": row.updated_at,
+        "attempts": row.attempts,
+        "error": row.error,
+    }
+    if with_content:
+        described["text"] = [content.text.text for content in message.content if content.HasField("text")]
+        if row.result:
+            record = TurnRecord.FromString(row.result)
+            described["answer"] = [content.text.text for content in record.content if content.HasField("text")]
+            described["path"] = record.path
+    return described

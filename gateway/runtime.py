@@ -1,0 +1,119 @@
+"""One running gateway: its connections, its inbox, its turns.
+
+It is made on the event loop of a worker, never before the fork: no connection survives one.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable
+
+from prometheus_client import Gauge
+
+from assistant import telemetry
+from assistant.api.crypto.v1.crypto_pb2_grpc import CryptoServiceStub
+from assistant.api.message.v1.message_pb2 import Account
+from assistant.api.nlp.v1.nlp_pb2_grpc import NlpServiceStub
+from assistant.api.reply.v1.reply_pb2_grpc import ReplyServiceStub
+from assistant.api.skill.v1.skill_pb2_grpc import SkillServiceStub
+from assistant.client import connect
+from assistant.errors import AssistantError
+from assistant.journal import Journal
+from gateway.conversations import Conversations
+from gateway.delivery import Delivery
+from gateway.engine import Engine
+from gateway.health import Health
+from gateway.inbox import MIGRATIONS, Inbox
+from gateway.intake import Intake
+from gateway.settings import Configuration
+from gateway.turns import Turns
+
+_DRAIN_S = 8.0
+_RECOVER_EVERY_S = 1.0
+_PURGE_EVERY_S = 60.0
+_PURGE_PAUSE_S = 0.1
+_OPEN = Gauge("assistant_inbox_rows", "Messages by how they stand", ["state"])
+_OLDEST = Gauge("assistant_inbox_oldest_seconds", "Age of the oldest message that waits for its answer")
+
+
+class Gateway:
+    """Everything a view needs; see `create`."""
+
+    def __init__(self, configuration: Configuration, journal: Journal) -> None:
+        settings = configuration.gateway
+        crypto = connect(settings.crypto_target, multiplex=settings.multiplex)
+        nlp = connect(configuration.nlp.target, multiplex=settings.multiplex)
+        skills = connect(configuration.skills.target, multiplex=settings.multiplex)
+        reply = connect(settings.reply_target, multiplex=settings.multiplex)
+        self._channels = [crypto, nlp, skills, reply]
+        self._settings = settings
+        self._background: list[asyncio.Task[None]] = []
+        self.codecs = configuration.codecs()
+        self.inbox = Inbox(journal, f"{socket.gethostname()}:{settings.listen.port}")
+        self.turns = Turns(
+            self.inbox,
+            Conversations(self.inbox, settings.history_turns),
+            Engine(
+                NlpServiceStub(nlp),
+                SkillServiceStub(skills),
+                timeout_s=settings.engine_timeout_s,
+                locale=settings.locale,
+            ),
+            Delivery(ReplyServiceStub(reply)),
+            self.codecs,
+            held_callbacks=settings.held_callbacks,
+            locale=settings.locale,
+        )
+        self.intake = Intake(CryptoServiceStub(crypto), self.turns, passive_budget_s=settings.passive_budget_s)
+        self.health = Health(
+            {
+                "crypto_svc": (crypto, "assistant.api.crypto.v1.CryptoService"),
+                "nlp_svc": (nlp, "assistant.api.nlp.v1.NlpService"),
+                "reply_svc": (reply, "assistant.api.reply.v1.ReplyService"),
+            },
+            ReplyServiceStub(reply),
+            [Account(channel=channel, name=name) for channel, name in self.codecs],
+            self.inbox,
+        )
+
+    @classmethod
+    async def create(cls, configuration: Configuration) -> "Gateway":
+        """Open the inbox, take up what an earlier life left, and begin. Raises InvalidSetting, StorageUnavailable."""
+        gateway = cls(configuration, await Journal.open(configuration.gateway.database, MIGRATIONS))
+        await gateway.inbox.open()
+        await gateway.turns.recover()
+        gateway._background = [
+            asyncio.create_task(gateway._every(_RECOVER_EVERY_S, gateway._look_after)),
+            asyncio.create_task(gateway._every(_PURGE_EVERY_S, gateway._purge)),
+        ]
+        telemetry.info("gateway_started", accounts=len(gateway.codecs))
+        return gateway
+
+    async def close(self) -> None:
+        """Finish what is under way, write what is to be written, and stop."""
+        for task in self._background:
+            task.cancel()
+        await self.turns.drain(_DRAIN_S)
+        await self.inbox.close()
+        for channel in self._channels:
+            await channel.close()
+        telemetry.info("gateway_stopped")
+
+    async def _every(self, seconds: float, job: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            with contextlib.suppress(AssistantError):
+                await job()
+
+    async def _look_after(self) -> None:
+        if self.inbox.shared:
+            await self.turns.recover()
+        for state, count in (await self.inbox.counts()).items():
+            _OPEN.labels(state.name.lower()).set(count)
+        _OLDEST.set(await self.inbox.oldest_open_s())
+
+    async def _purge(self) -> None:
+        forgotten = await self.inbox.purge(self._settings.keep_days)
+        while forgotten:
+            await asyncio.sleep(_PURGE_PAUSE_S)
+            forgotten = await self.inbox.purge(self._settings.keep_days)

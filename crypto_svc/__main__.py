@@ -1,0 +1,41 @@
+"""The process that holds the callback keys: `python -m crypto_svc`."""
+
+from assistant import plugin, telemetry
+from assistant.api.crypto.v1.crypto_pb2 import DESCRIPTOR
+from assistant.server import Server, run, serve
+from assistant.settings import Source
+from crypto_svc.keyring import AccountName, Keyring
+from crypto_svc.service import CryptoService
+from crypto_svc.settings import CryptoSettings
+
+_SERVICE = DESCRIPTOR.services_by_name["CryptoService"]
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    telemetry.start("crypto_svc")
+    run(_main())
+
+
+async def _main() -> None:
+    source = Source.load()
+    settings = source.read(CryptoSettings, "crypto")
+    keyring = Keyring(settings.keys_file, _accounts(source))
+    server = Server(
+        {_SERVICE: CryptoService(keyring, settings.max_age_s)}, listen=settings.listen, admin=settings.admin
+    )
+    server.health.set(_SERVICE.full_name, len(keyring) > 0)
+    await serve(server)
+
+
+def _accounts(source: Source) -> dict[AccountName, plugin.Crypto]:
+    """The crypto facet of every configured account. A channel without accounts is not even imported."""
+    return {
+        (name, account): plugin.load("channels", name, "crypto")(settings)
+        for name, channel in plugin.channels().items()
+        for account, settings in source.accounts(channel.crypto, name, channel.settings()).items()
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,6 @@ they may be repeated (`idempotency_level`) are repeated while time is left: they
 import asyncio
 import contextlib
 import ipaddress
-import random
 import socket
 from collections.abc import AsyncIterable, AsyncIterator
 from time import monotonic
@@ -22,6 +21,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import MethodOptions
 
 from assistant import wire
+from assistant.backoff import Backoff
 from assistant.errors import ServiceUnavailable
 from assistant.replica import Replica
 
@@ -29,8 +29,6 @@ __all__ = ["Channel", "connect"]
 
 _RESOLVE_EVERY_S = 5.0
 _RESOLVE_AT_MOST_EVERY_S = 0.5
-_BACKOFF_S = 0.02
-_MAX_BACKOFF_S = 0.5
 
 
 def connect(target: str, *, multiplex: bool = True) -> "Channel":
@@ -62,11 +60,12 @@ class Channel(grpc.aio.Channel):
     def unary_unary(
         self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: object
     ) -> Any:
+        """A function that makes one call and, awaited, gives the response."""
         repeatable = _repeatable(method)
 
-        async def call(request: object, timeout: float) -> Any:
+        async def call(request: object, timeout_s: float) -> Any:
             payload = wire.checked(method, "request", request_serializer(request))
-            return response_deserializer(await self._unary(method, repeatable, payload, timeout))
+            return response_deserializer(await self._unary(method, repeatable, payload, timeout_s))
 
         def start(request: object, *, timeout: float) -> Any:
             return call(request, timeout)
@@ -76,11 +75,12 @@ class Channel(grpc.aio.Channel):
     def unary_stream(
         self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: object
     ) -> Any:
+        """A function that makes one call and gives the responses as an async iterator."""
         repeatable = _repeatable(method)
 
-        async def stream(request: object, timeout: float) -> AsyncIterator[Any]:
+        async def stream(request: object, timeout_s: float) -> AsyncIterator[Any]:
             payload = wire.checked(method, "request", request_serializer(request))
-            async for response in self._server_streaming(method, repeatable, payload, timeout):
+            async for response in self._server_streaming(method, repeatable, payload, timeout_s):
                 yield response_deserializer(response)
 
         def start(request: object, *, timeout: float) -> Any:
@@ -91,10 +91,12 @@ class Channel(grpc.aio.Channel):
     def stream_unary(
         self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: object
     ) -> Any:
-        async def call(requests: AsyncIterable[object], timeout: float) -> Any:
+        """A function that makes one call with an async iterator of requests and, awaited, gives the response."""
+
+        async def call(requests: AsyncIterable[object], timeout_s: float) -> Any:
             payloads = (wire.checked(method, "request", request_serializer(request)) async for request in requests)
-            replica = await self._replicas.pick(monotonic() + timeout, patient=False)
-            return response_deserializer(await replica.client_streaming(method, payloads, timeout))
+            replica = await self._replicas.pick(monotonic() + timeout_s, patient=False)
+            return response_deserializer(await replica.client_streaming(method, payloads, timeout_s))
 
         def start(requests: AsyncIterable[object], *, timeout: float) -> Any:
             return call(requests, timeout)
@@ -102,12 +104,13 @@ class Channel(grpc.aio.Channel):
         return start
 
     def stream_stream(self, method: str, *_: object, **__: object) -> Any:
+        """Not offered. Raises NotImplementedError."""
         raise NotImplementedError(f"{method}: no contract of ours streams both ways")
 
     # --- Calls --------------------------------------------------------------------------------------------
 
-    async def _unary(self, method: str, repeatable: bool, payload: bytes, timeout: float) -> bytes:
-        attempts = _Attempts(repeatable, timeout)
+    async def _unary(self, method: str, repeatable: bool, payload: bytes, timeout_s: float) -> bytes:
+        attempts = _Attempts(repeatable, timeout_s)
         while True:
             try:
                 replica = self._replicas.best() or await self._replicas.pick(attempts.deadline, patient=repeatable)
@@ -116,18 +119,19 @@ class Channel(grpc.aio.Channel):
                 await attempts.again(error)
 
     async def _server_streaming(
-        self, method: str, repeatable: bool, payload: bytes, timeout: float
+        self, method: str, repeatable: bool, payload: bytes, timeout_s: float
     ) -> AsyncIterator[bytes]:
-        attempts = _Attempts(repeatable, timeout)
+        attempts = _Attempts(repeatable, timeout_s)
         while True:
             try:
                 replica = await self._replicas.pick(attempts.deadline, patient=repeatable)
                 async for response in replica.server_streaming(method, payload, attempts.time_left_s()):
                     attempts.repeatable = False  # the caller has seen a part
                     yield response
-                return
             except ServiceUnavailable as error:
                 await attempts.again(error)
+            else:
+                return
 
     # --- The rest of a channel ----------------------------------------------------------------------------
 
@@ -167,17 +171,17 @@ class _Attempts:
     def __init__(self, repeatable: bool, timeout_s: float) -> None:
         self.repeatable = repeatable
         self.deadline = monotonic() + timeout_s
-        self._backoff_s = 0.0  # the first repetition goes at once: to another replica, or when one is back
+        self._backoff: Backoff | None = None
 
     def time_left_s(self) -> float:
         return self.deadline - monotonic()
 
     async def again(self, error: ServiceUnavailable) -> None:
         """Return when another attempt may be made; raise the error if none may."""
-        pause_s = self._backoff_s * random.uniform(0.5, 1.0)
+        self._backoff = self._backoff or Backoff()
+        pause_s = self._backoff.next_s()
         if not self.repeatable or self.time_left_s() <= pause_s:
             raise error
-        self._backoff_s = min(max(_BACKOFF_S, 2 * self._backoff_s), _MAX_BACKOFF_S)
         await asyncio.sleep(pause_s)
 
 

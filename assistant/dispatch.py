@@ -60,9 +60,7 @@ class Method:
     """One method of a servicer."""
 
     def __init__(self, descriptor: MethodDescriptor, servicer: object) -> None:
-        assert descriptor.containing_service is not None
-        self.path = f"/{descriptor.containing_service.full_name}/{descriptor.name}"
-        self.name = descriptor.name
+        self.path = "/{}/{}".format(*descriptor.full_name.rsplit(".", 1))
         self.client_streaming: bool = descriptor.client_streaming
         self.server_streaming: bool = descriptor.server_streaming
         self._function: Callable[..., Any] = getattr(servicer, descriptor.name, _unimplemented)

@@ -81,7 +81,7 @@ class Health:
                 await changed.wait()
                 changed.clear()
 
-    def _watched(self, service: str) -> "HealthCheckResponse.ServingStatus.ValueType":
+    def _watched(self, service: str) -> int:
         try:
             serving = self.serving(service)
         except UnknownService:

@@ -260,7 +260,8 @@ class Multiplexer:
             request_id=request_id,
         )
         loop = asyncio.get_running_loop()
-        future = self._waiting[operation_id] = loop.create_future()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._waiting[operation_id] = future
         timer = loop.call_later(time_left_s, _expire, future)
         try:
             return await future

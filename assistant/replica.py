@@ -1,22 +1,19 @@
 """One server as its callers see it: a connection that is kept up, and the calls on it."""
 
 import asyncio
-import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from assistant import wire
+from assistant.backoff import Backoff
 from assistant.errors import AssistantError, from_status
 from assistant.mux import Multiplexer
 from assistant.telemetry import request_id
 
 _CONNECT_WITHIN_S = 5.0
-_BACKOFF_S = 0.02
-_MAX_BACKOFF_S = 0.5
 _GRACE_S = 60.0
 _OPTIONS = (
     *wire.OPTIONS,
@@ -43,7 +40,7 @@ class Replica:
         self._multiplex = multiplex
         self._changed = changed
         self._mux: Multiplexer | None = None
-        self._channel: grpc.aio.Channel
+        self._channel: Any
         self._plain_calls = 0
         self._closing: set[asyncio.Task[None]] = set()
         self._keeper = asyncio.create_task(self._keep_connected())
@@ -78,7 +75,7 @@ class Replica:
 
     async def server_streaming(self, path: str, payload: bytes, time_left_s: float) -> AsyncIterator[bytes]:
         """One call with a stream of responses. Raises AssistantError."""
-        call = self._channel.unary_stream(path)(payload, timeout=time_left_s, metadata=_metadata())
+        call: Any = self._channel.unary_stream(path)(payload, timeout=time_left_s, metadata=_metadata())
         self._plain_calls += 1
         try:
             async for response in call:
@@ -89,7 +86,7 @@ class Replica:
             self._plain_calls -= 1
             call.cancel()
 
-    async def _plain(self, method: Callable[..., Any], argument: object, time_left_s: float) -> bytes:
+    async def _plain(self, method: Callable[..., Awaitable[bytes]], argument: object, time_left_s: float) -> bytes:
         self._plain_calls += 1
         try:
             return await method(argument, timeout=time_left_s, metadata=_metadata())
@@ -101,7 +98,7 @@ class Replica:
     # --- The connection -----------------------------------------------------------------------------------
 
     async def _keep_connected(self) -> None:
-        backoff_s = 0.0
+        backoff = Backoff()
         while True:
             channel = grpc.aio.insecure_channel(self._address, _OPTIONS)
             try:
@@ -113,11 +110,12 @@ class Replica:
             except TimeoutError:
                 self.failure = f"no answer within {_CONNECT_WITHIN_S} s"
             finally:
-                was_ready, self.ready, self._mux = self.ready, False, None
+                if self.ready:
+                    backoff.reset()
+                self.ready, self._mux = False, None
                 self._close_later(channel)
             self._changed()
-            backoff_s = 0.0 if was_ready else min(max(_BACKOFF_S, 2 * backoff_s), _MAX_BACKOFF_S)
-            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
+            await asyncio.sleep(backoff.next_s())
 
     async def _stay_connected(self, channel: grpc.aio.Channel, limit: asyncio.Timeout) -> None:
         self._channel = channel
@@ -150,8 +148,11 @@ class Replica:
 
 async def _watch(channel: grpc.aio.Channel, tell: Callable[[bool], None]) -> None:
     """Follow the health of a server without Exchange, until the connection breaks."""
+    watch = channel.unary_stream(
+        "/grpc.health.v1.Health/Watch", HealthCheckRequest.SerializeToString, HealthCheckResponse.FromString
+    )
     try:
-        async for response in HealthStub(channel).Watch(HealthCheckRequest()):
+        async for response in watch(HealthCheckRequest()):
             tell(response.status != HealthCheckResponse.NOT_SERVING)
     except grpc.aio.AioRpcError as error:
         if error.code() is not grpc.StatusCode.UNIMPLEMENTED:

@@ -28,7 +28,7 @@ from assistant.settings import Address
 
 __all__ = ["Call", "Health", "Server", "Servicers", "run", "serve"]
 
-_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+_HEALTH: Any = health_pb2.DESCRIPTOR.services_by_name["Health"]
 _GRACE_S = 10.0
 _OPTIONS = (
     *wire.OPTIONS,

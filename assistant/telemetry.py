@@ -148,7 +148,7 @@ def serve_admin(listen: Address, healthy: Callable[[], bool]) -> ThreadingHTTPSe
     """
 
     class Handler(MetricsHandler):
-        def do_GET(self) -> None:  # the name is http.server's
+        def do_GET(self) -> None:  # noqa: N802  http.server's name
             if self.path == "/healthz":
                 self.send_response(200 if healthy() else 503)
                 self.end_headers()

@@ -203,6 +203,12 @@ class SkillNotPermitted(AssistantError):
     code, http, reason = StatusCode.PERMISSION_DENIED, 403, "SKILL_NOT_PERMITTED"
 
 
+class SkillOutcomeUnknown(AssistantError):
+    """An earlier attempt at this use of the skill was cut off: whether it was done is unknown. Do not repeat; look."""
+
+    code, http, reason = StatusCode.FAILED_PRECONDITION, 409, "SKILL_OUTCOME_UNKNOWN"
+
+
 class Unimplemented(AssistantError):
     """The service has no such method."""
 

@@ -345,7 +345,12 @@ class Skill(ABC):
 
     @abstractmethod
     async def invoke(self, request: InvokeSkillRequest) -> InvokeSkillResponse:
-        """Do it. Called once for each `turn_id` and `action_index`. Raises InvalidArguments."""
+        """Do it. Called once for each `turn_id` and `action_index`.
+
+        Raises InvalidArguments. Of a skill that changes something, an AssistantError says that nothing was
+        changed, and the skill may be called again; except the errors that mean that nobody knows, such as
+        PlatformOutcomeUnknown and DeadlineExceeded.
+        """
 
 
 # --- Discovery --------------------------------------------------------------------------------------------

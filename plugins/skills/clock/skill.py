@@ -75,4 +75,4 @@ def _zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):  # ValueError: a path; OSError: a folder or an overlong name
-        raise InvalidArguments(f"timezone is no IANA name, such as Asia/Shanghai: {name[:64]!r}") from None
+        raise InvalidArguments("timezone is no IANA name, such as Asia/Shanghai") from None

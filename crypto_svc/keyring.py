@@ -136,8 +136,8 @@ class Keyring:
         self._accounts[account] = self._load(account, self.of(account).crypto, self.of(account).last_used)
 
     def _load(self, account: AccountName, crypto: Crypto, last_used: dict[str, float] | None = None) -> AccountKeys:
-        material = crypto.configured_material()
-        configured = KeyRecord(key_id=CONFIGURED, fingerprint=_fingerprint(material), material=dict(material))
+        material = {name: str(value) for name, value in crypto.configured_material().items()}  # no longer a Secret
+        configured = KeyRecord(key_id=CONFIGURED, fingerprint=_fingerprint(material), material=material)
         kept = {key.key_id: key for key in self._kept[account].keys} if account in self._kept else {}
         retired = kept.pop(CONFIGURED, None)
         if retired and retired.fingerprint == configured.fingerprint:  # else another one was configured since

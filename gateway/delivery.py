@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from assistant import telemetry
 from assistant.api.message.v1.message_pb2 import Content, InboundMessage, Recipient
 from assistant.api.reply.v1.reply_pb2 import DELIVERY_STATE_PENDING, DeliverReplyRequest, GetDeliveryRequest
-from assistant.api.reply.v1.reply_pb2_grpc import ReplyServiceAsyncStub
 from assistant.errors import AssistantError, InvalidRequest, UnknownAccount, UnknownDelivery
 from gateway.conversations import Conversation
+
+if TYPE_CHECKING:
+    from assistant.api.reply.v1.reply_pb2_grpc import ReplyServiceAsyncStub
 
 _DELIVER_TIMEOUT_S = 10.0
 _LOOK_UP_TIMEOUT_S = 1.0
@@ -17,7 +20,7 @@ _LOOK_UP_TIMEOUT_S = 1.0
 class Delivery:
     """reply_svc, as a turn needs it."""
 
-    def __init__(self, reply: ReplyServiceAsyncStub) -> None:
+    def __init__(self, reply: "ReplyServiceAsyncStub") -> None:
         self._reply = reply
 
     async def deliver(

@@ -3,16 +3,19 @@
 import asyncio
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from assistant import telemetry
 from assistant.api.message.v1.message_pb2 import InboundMessage
 from assistant.api.nlp.v1.nlp_pb2 import Action, GenerateReplyRequest, GenerateReplyResponse, SkillResult
-from assistant.api.nlp.v1.nlp_pb2_grpc import NlpServiceAsyncStub
 from assistant.api.skill.v1.skill_pb2 import InvokeSkillRequest, ListSkillsRequest, Skill
-from assistant.api.skill.v1.skill_pb2_grpc import SkillServiceAsyncStub
 from assistant.errors import AssistantError, EngineUnavailable
 from gateway.conversations import Conversation
 from gateway.inbox import message_key
+
+if TYPE_CHECKING:
+    from assistant.api.nlp.v1.nlp_pb2_grpc import NlpServiceAsyncStub
+    from assistant.api.skill.v1.skill_pb2_grpc import SkillServiceAsyncStub
 
 ROUNDS = 4
 """An engine that still proposes actions after so many rounds goes in circles."""
@@ -31,7 +34,7 @@ class Engine:
     """The NLP service and the skills, as a turn needs them."""
 
     def __init__(
-        self, nlp: NlpServiceAsyncStub, skills: SkillServiceAsyncStub, *, timeout_s: float, locale: str
+        self, nlp: "NlpServiceAsyncStub", skills: "SkillServiceAsyncStub", *, timeout_s: float, locale: str
     ) -> None:
         self._nlp = nlp
         self._skills = skills
@@ -56,14 +59,25 @@ class Engine:
             locale=locale,
         )
         for _ in range(ROUNDS):
-            response: GenerateReplyResponse = await self._nlp.GenerateReply(
-                request, timeout=max(0.001, deadline - time.monotonic())
-            )
+            response = await self._generate(request, deadline)
             if not response.actions:
                 return response
             for action in response.actions:
                 request.skill_results.append(await self._run(action, len(request.skill_results), request))
         raise EngineUnavailable(f"the engine still proposes actions after {ROUNDS} rounds")
+
+    async def _generate(self, request: GenerateReplyRequest, deadline: float) -> GenerateReplyResponse:
+        """Ask until the engine can answer: it may still be loading, or its provider may be away for a moment."""
+        pause_s = 0.05
+        while True:
+            left_s = max(0.001, deadline - time.monotonic())
+            try:
+                return await self._nlp.GenerateReply(request, timeout=left_s)
+            except EngineUnavailable as error:
+                pause_s = min(1.0, max(pause_s * 2, error.retry_after_s or 0.0))
+                if pause_s > left_s:
+                    raise
+            await asyncio.sleep(pause_s)
 
     async def _skills_for(self, message: InboundMessage, locale: str) -> list[Skill]:
         """The skills to offer. InvokeSkill decides who may use one; an unreachable skill service offers none."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpc.aio import Channel
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -10,9 +10,11 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from assistant.api.message.v1.message_pb2 import Account
 from assistant.api.reply.v1.reply_pb2 import CheckAccountRequest
-from assistant.api.reply.v1.reply_pb2_grpc import ReplyServiceAsyncStub
 from assistant.errors import AssistantError
 from gateway.inbox import Inbox
+
+if TYPE_CHECKING:
+    from assistant.api.reply.v1.reply_pb2_grpc import ReplyServiceAsyncStub
 
 _TIMEOUT_S = 2.0
 _ACCOUNT_TIMEOUT_S = 5.0
@@ -24,7 +26,7 @@ class Health:
     def __init__(
         self,
         services: Mapping[str, tuple[Channel, str]],
-        reply: ReplyServiceAsyncStub,
+        reply: "ReplyServiceAsyncStub",
         accounts: Iterable[Account],
         inbox: Inbox,
     ) -> None:

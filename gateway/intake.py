@@ -7,7 +7,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import orjson
 from flask import Response
@@ -15,11 +15,13 @@ from prometheus_client import Counter
 
 from assistant import telemetry
 from assistant.api.crypto.v1.crypto_pb2 import OpenCallbackRequest, OpenCallbackResponse, SealReplyRequest
-from assistant.api.crypto.v1.crypto_pb2_grpc import CryptoServiceAsyncStub
 from assistant.api.message.v1.message_pb2 import Account
 from assistant.errors import AssistantError, Internal
 from assistant.plugin import Callback, Codec
 from gateway.turns import Turns
+
+if TYPE_CHECKING:
+    from assistant.api.crypto.v1.crypto_pb2_grpc import CryptoServiceAsyncStub
 
 T = TypeVar("T")
 
@@ -32,7 +34,7 @@ _CALLBACKS = Counter("assistant_callbacks_total", "Callbacks by how they were an
 class Intake:
     """Answers callbacks of all accounts."""
 
-    def __init__(self, crypto: CryptoServiceAsyncStub, turns: Turns, *, passive_budget_s: float) -> None:
+    def __init__(self, crypto: "CryptoServiceAsyncStub", turns: Turns, *, passive_budget_s: float) -> None:
         self._crypto = crypto
         self._turns = turns
         self._passive_budget_s = passive_budget_s

@@ -29,7 +29,7 @@ from assistant.api.storage.v1.storage_pb2 import (
     TurnRecord,
 )
 from assistant.errors import AssistantError, StorageUnavailable, UnknownAccount
-from assistant.journal.rows import Row
+from assistant.journal import Row
 from assistant.plugin import Codec
 from gateway.conversations import Conversation, Conversations
 from gateway.delivery import Delivery
@@ -40,7 +40,7 @@ from gateway.phrases import apology
 Codecs = Mapping[tuple[str, str], Codec]
 """The codec of each account: (channel, account) -> codec."""
 
-_ORPHAN_GRACE_S = 2.0
+ORPHAN_GRACE_S = 2.0
 """How long a conversation waits for the repeated callback of a turn that a crash broke off."""
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 15, 60)
@@ -93,6 +93,7 @@ class Turns:
         *,
         held_callbacks: int,
         locale: str,
+        orphan_grace_s: float = ORPHAN_GRACE_S,
     ) -> None:
         self._inbox = inbox
         self._conversations = conversations
@@ -101,6 +102,7 @@ class Turns:
         self._codecs = codecs
         self._held_callbacks = held_callbacks
         self._locale = locale
+        self._orphan_grace_s = orphan_grace_s
         self._turns: dict[str, Turn] = {}
         self._lanes: dict[str, Turn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -353,7 +355,7 @@ class Turns:
     def _wait_for_repetition(self, turn: Turn) -> None:
         turn.orphan = True
         loop = asyncio.get_running_loop()
-        loop.call_later(_ORPHAN_GRACE_S, self._let_pass, turn)
+        loop.call_later(self._orphan_grace_s, self._let_pass, turn)
         loop.call_later(turn.codec.redelivery_s, self._give_up, turn)
 
     def _take_up(self, turn: Turn, arrived_at: float) -> None:
@@ -385,9 +387,9 @@ def _seconds(channel: str, path: str) -> Histogram:
 
 
 def _request_id(turn: Turn) -> str:
-    """The same for every attempt at the same answer; another one when an operator asks for another answer."""
-    attempts = turn.row.attempts if turn.row is not None else 0
-    return f"{turn.key}#{attempts}" if attempts else turn.key
+    """The same for every attempt at the same answer; another one when an operator asked for another answer."""
+    before = TurnRecord.FromString(turn.row.result).request_id if turn.row and turn.row.result else ""
+    return f"{before}+" if before else turn.key
 
 
 def needs_answer(message: InboundMessage) -> bool:

@@ -14,7 +14,6 @@ from typing import Any
 from aiohttp import web
 
 from assistant import plugin
-
 from plugins.channels.wecom.simulator import control, qyapi
 from plugins.channels.wecom.simulator.callbacks import Sealer
 from plugins.channels.wecom.simulator.company import Company, new_message_id

@@ -11,7 +11,6 @@ import aiohttp
 from yarl import URL
 
 from assistant.plugin import Callback
-
 from plugins.channels.wecom.simulator import messages, xml
 from plugins.channels.wecom.simulator.chats import Chat, Entry
 from plugins.channels.wecom.simulator.envelope import Envelope

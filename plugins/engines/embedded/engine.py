@@ -17,9 +17,8 @@ from assistant.api.nlp.v1.nlp_pb2 import (
     GenerateReplyResponse,
     SkillResult,
 )
-
-from .phrasebook import Language, Phrasebook, load
-from .understanding import Heard, Intent, Understanding, hear, script_of
+from plugins.engines.embedded.phrasebook import Language, Phrasebook, load
+from plugins.engines.embedded.understanding import Heard, Intent, Understanding, hear, script_of
 
 VERSION = "1"
 MODEL = f"embedded/{VERSION}"

@@ -6,8 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from assistant.api.message.v1.message_pb2 import Event, InboundMessage
-
-from .phrasebook import Language, Phrasebook
+from plugins.engines.embedded.phrasebook import Language, Phrasebook
 
 _LONGEST = 64
 """Characters. A longer text is no command and no question of ours."""

@@ -12,8 +12,7 @@ from assistant import plugin
 from assistant.api.skill.v1.skill_pb2 import InvokeSkillRequest, InvokeSkillResponse, SkillEffects
 from assistant.api.skill.v1.skill_pb2 import Skill as SkillDescription
 from assistant.errors import InvalidArguments
-
-from . import Settings
+from plugins.skills.clock import Settings
 
 _WORDS = {
     "zh": {

@@ -11,9 +11,10 @@ point in the group `ai_assistant.<kind>`: `name = "package:manifest"`.
 import functools
 import importlib
 import importlib.metadata
+import os
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -121,8 +122,8 @@ class Crypto(ABC):
     """Opens what the platform sent to one account and seals what we answer. Pure computation: no I/O, no clock."""
 
     @abstractmethod
-    def __init__(self, settings: Any) -> None:
-        """`settings` is an instance of the manifest's `crypto`."""
+    def __init__(self, settings: Any, random: Callable[[int], bytes] = os.urandom) -> None:
+        """`settings` is an instance of the manifest's `crypto`. `random` gives so many random bytes."""
 
     @abstractmethod
     def configured_material(self) -> Mapping[str, str]:

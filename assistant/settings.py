@@ -70,13 +70,21 @@ class Address(str):
 def home() -> Path:
     """Where a mesh keeps its configuration and state: AI_ASSISTANT_HOME, or `.ai-assistant` in the checkout."""
     given = os.environ.get(PREFIX + "HOME")
-    return Path(given).expanduser() if given else Path(__file__).resolve().parents[1] / ".ai-assistant"
+    return Path(given).expanduser().absolute() if given else Path(__file__).resolve().parents[1] / ".ai-assistant"
 
 
 def config_file() -> Path:
     """The TOML file: AI_ASSISTANT_CONFIG, or `config.toml` in the home folder. Need not exist."""
     given = os.environ.get(PREFIX + "CONFIG")
     return Path(given).expanduser() if given else home() / "config.toml"
+
+
+def load_tables(file: Path) -> dict[str, Any]:
+    """What stands in a TOML file; nothing if there is none. Raises InvalidSetting."""
+    try:
+        return tomllib.loads(file.read_text("utf-8")) if file.exists() else {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise InvalidSetting(f"{file} cannot be read as TOML: {error}") from error
 
 
 class Source:
@@ -91,13 +99,18 @@ class Source:
     def load(cls, file: Path | None = None, environ: Mapping[str, str] | None = None) -> "Source":
         """Read the file (by default `config_file()`) and the environment. Raises InvalidSetting."""
         file = file or config_file()
-        tables: dict[str, Any] = {}
-        if file.exists():
-            try:
-                tables = tomllib.loads(file.read_text("utf-8"))
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-                raise InvalidSetting(f"{file} cannot be read as TOML: {error}") from error
+        tables = load_tables(file)
         return cls(tables, os.environ if environ is None else environ, str(file))
+
+    def origin(self, section: str, key: str) -> str:
+        """Where the value of a setting comes from: a variable or the file. Empty: nobody gave one."""
+        prefix = section.upper().replace(".", "_") + "_"
+        variables = self._variables(
+            prefix.removeprefix("CHANNELS_") if section.startswith("channels.") else PREFIX + prefix
+        )
+        if key in variables:
+            return variables[key][0]
+        return self._origin if key in self._table(section) else ""
 
     def sections(self) -> list[str]:
         """Names of the tables in the file, such as "gateway" or "channels.wecom"."""

@@ -1,0 +1,195 @@
+"""`config`: what can be set, what is set, and whether it fits."""
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+import msgspec
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
+from assistant import plugin
+from assistant.cli import control
+from assistant.cli.configuration import (
+    Configuration,
+    Field,
+    Setting,
+    account_fields,
+    account_section,
+    channel_manifest,
+    sections,
+)
+from assistant.cli.files import write_private
+from assistant.cli.output import json_option, ourselves, print_json, print_table
+from assistant.cli.reference import reference_page
+from assistant.errors import InvalidSetting
+from assistant.settings import DEFAULT_ACCOUNT, config_file, fields, is_secret, meaning
+
+_PROMPT = "Give it without a value to be asked for it, unseen"
+
+
+@click.group()
+def config() -> None:
+    """Look at the configuration and change it.
+
+    Variables of the environment win over the file: AI_ASSISTANT_<SECTION>_<KEY>, or <CHANNEL>_<KEY> for a
+    channel. A variable that ends with _FILE names a file which holds the value.
+    """
+
+
+class _Settable(click.Group):
+    """Every setting is a command, made from its declaration."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        plain = [f"{section}.{key}" for section, cls in sections().items() for key in fields(cls)]
+        return [f"channels.{name}" for name in plugin.channels()] + plain
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name.startswith("channels."):
+            return _account_command(cmd_name.removeprefix("channels."))
+        section, _, key = cmd_name.rpartition(".")
+        declared = sections().get(section)
+        if declared is None or key not in fields(declared):
+            return None
+        return _setting_command(section, key, fields(declared)[key])
+
+
+@config.command("set", cls=_Settable, subcommand_metavar="SETTING VALUE")
+def set_() -> None:
+    """Set one setting, or a channel's account.
+
+    \b
+    config set nlp.provider embedded
+    config set channels.wecom --corpid … --secret … --token … --aeskey … --agentid …
+    """
+
+
+@config.command("get")
+@click.argument("name")
+@json_option
+def get(name: str, as_json: bool) -> None:
+    """Print the value of one setting, such as nlp.provider. Secrets are masked."""
+    for setting in Configuration.load().settings():
+        if setting.name == name:
+            if as_json:
+                print_json(_row(setting))
+            else:
+                click.echo("" if setting.value is None else setting.value)
+            return
+    raise InvalidSetting(f"{name} is not a setting: `{ourselves()} config list` names all")
+
+
+@config.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List all settings: value, where it comes from, meaning. Secrets are masked."""
+    rows = [_row(setting) for setting in Configuration.load().settings()]
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(rows, ("name", "value", "origin", "meaning"))
+
+
+@config.command("validate")
+@json_option
+def validate(as_json: bool) -> None:
+    """Check everything, and name every problem with its fix. Exit code 1 if there is one."""
+    configuration = Configuration.load()
+    problems = configuration.problems()
+    if as_json:
+        print_json({"file": str(configuration.file), "problems": problems})
+    else:
+        for problem in problems:
+            click.echo(problem, err=True)
+        if not problems:
+            click.echo(f"{configuration.file} is fine." if configuration.file.exists() else "All defaults: fine.")
+    if problems:
+        sys.exit(1)
+
+
+@config.command("reference")
+def reference_() -> None:
+    """Print all settings as Markdown: docs/configuration.md is made by this."""
+    click.echo(reference_page(), nl=False)
+
+
+def _setting_command(section: str, key: str, field: Field) -> click.Command:
+    def write(value: str) -> None:
+        _write(section, {key: _typed(value, field)})
+
+    argument = click.Argument(["value"])
+    return click.Command(f"{section}.{key}", callback=write, params=[argument], help=_sentence(meaning(field)))
+
+
+def _account_command(channel: str) -> click.Command:
+    manifest = channel_manifest(channel)
+    described = account_fields(manifest)
+
+    def write(account: str, **given: str | None) -> None:
+        values = {name: _typed(value, described[name]) for name, value in given.items() if value is not None}
+        if not values:
+            raise click.UsageError(f"nothing to set: see `{ourselves()} config set channels.{channel} --help`")
+        _write(account_section(channel, account), values)
+
+    options = [_option(name, field) for name, field in described.items()]
+    account = click.Option(["--account"], default=DEFAULT_ACCOUNT, show_default=True, help="Name of the account.")
+    summary = f"Set an account of {manifest.title['en']} ({manifest.title['zh-CN']})."
+    return click.Command(f"channels.{channel}", callback=write, params=[*options, account], help=summary)
+
+
+def _option(name: str, field: Field) -> click.Option:
+    text = _sentence(meaning(field))
+    if not is_secret(field):
+        return click.Option([f"--{name.replace('_', '-')}", name], help=text)
+    return click.Option(
+        [f"--{name.replace('_', '-')}", name],
+        help=f"{text} {_PROMPT}.",
+        prompt=name,
+        prompt_required=False,
+        hide_input=True,
+    )
+
+
+def _typed(value: str, field: Field) -> bool | int | float | str:
+    """A number or a truth value where the setting is one, so that the file is written as a person would."""
+    for kind in (bool, int, float):
+        with contextlib.suppress(msgspec.ValidationError):
+            typed: bool | int | float = msgspec.convert(value, kind, strict=False)
+            msgspec.convert(typed, field.type)
+            return typed
+    return value
+
+
+def _write(section: str, values: Mapping[str, Any]) -> None:
+    """Change the file, unless the section would then have a problem."""
+    file = config_file()
+    try:
+        document = tomlkit.parse(file.read_text("utf-8") if file.exists() else "")
+    except (TOMLKitError, UnicodeDecodeError) as error:
+        raise InvalidSetting(f"{file} cannot be read as TOML: {error}. Mend it first") from error
+    table: Any = document
+    for name in section.split("."):
+        table = table.setdefault(name, tomlkit.table(is_super_table=False))
+    table.update(values)
+    problems = [text for text in Configuration(document.unwrap(), file).problems() if section in text]
+    if problems:
+        raise InvalidSetting("\n".join(problems) + "\nNothing was changed")
+    write_private(file, tomlkit.dumps(document))
+    click.echo(f"Set {', '.join(f'{section}.{name}' for name in values)} in {file}.")
+    if control.standing():
+        click.echo(f"The mesh runs with the old values until: {ourselves()} up")
+
+
+def _row(setting: Setting) -> dict[str, Any]:
+    return {
+        "name": setting.name,
+        "value": setting.value,
+        "origin": setting.origin or "default",
+        "meaning": setting.meaning,
+    }
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "." if text else ""

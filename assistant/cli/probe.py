@@ -1,0 +1,127 @@
+"""`test`: does it work? A real message through every service, or a service held against its contract."""
+
+import asyncio
+import http.client
+import json
+import sys
+import time
+
+import click
+import msgspec
+
+from assistant import plugin
+from assistant.cli.addresses import reachable
+from assistant.cli.configuration import Configuration, channel_manifest
+from assistant.cli.envoy import EdgeSettings
+from assistant.cli.output import json_option, ourselves, print_json
+from assistant.cli.simulation import with_simulation
+from assistant.errors import DeadlineExceeded, Internal, ServiceUnavailable, UnknownDelivery
+from assistant.plugin import SELF_TEST_MEMBER, Callback
+from assistant.settings import DEFAULT_ACCOUNT
+
+_POLL_S = 0.1
+
+
+class _Tests(click.Group):
+    """One test for each installed channel, beside the others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*plugin.channels(), *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return _channel_test(cmd_name) if cmd_name in plugin.channels() else super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Tests)
+def test() -> None:
+    """Send a message through every service, or hold an NLP service against its contract."""
+
+
+@test.command("nlp")
+@click.option("--target", required=True, metavar="HOST:PORT", help="Where the service listens.")
+@json_option
+def nlp(target: str, as_json: bool) -> None:
+    """Check that a service keeps the NLP contract: anyone's, in any language. Exit code 1 if it does not."""
+    from assistant.conformance.nlp import results
+
+    async def checked() -> bool:
+        found = []
+        async for result in results(target):
+            found.append(result)
+            if not as_json:
+                click.echo(f"{result.outcome:<7} {result.name}" + (f": {result.detail}" if result.detail else ""))
+        if as_json:
+            print_json([msgspec.to_builtins(result) for result in found])
+        return all(result.outcome != "failed" for result in found)
+
+    if not asyncio.run(checked()):
+        sys.exit(1)
+
+
+def _channel_test(channel: str) -> click.Command:
+    @click.command(channel, help=f"Send a message as {channel} would, and print the answer.")
+    @click.option("--message", default="ping", show_default=True, help="What to write.")
+    @click.option("--account", default=DEFAULT_ACCOUNT, show_default=True, help="The account to write to.")
+    @click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for the answer.")
+    def command(message: str, account: str, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        message_id, content = _Conversation(channel, account).ask(message, deadline)
+        click.echo(json.dumps({"message_id": message_id, "content": content}, ensure_ascii=False))
+
+    return command
+
+
+class _Conversation:
+    """A member of the platform, played for one account. Its answers are recorded and never sent."""
+
+    def __init__(self, channel: str, account: str) -> None:
+        channel_manifest(channel)
+        configuration = with_simulation(Configuration.load())
+        self._channel, self._account = channel, account
+        self._simulator = plugin.load("channels", channel, "simulator")(configuration.account(channel, account))
+        self._edge = reachable(configuration.source.read(EdgeSettings, "edge").http)
+
+    def ask(self, text: str, deadline: float) -> tuple[str, str]:
+        """The message's id and what was answered. Raises an AssistantError that says what failed."""
+        callback, message_id = self._simulator.callback(text, SELF_TEST_MEMBER)
+        body = self._post(callback, deadline)
+        try:
+            content = self._simulator.read_reply(body)
+        except ValueError as error:
+            raise Internal(f"the answer is not sealed as the platform demands: {error}") from error
+        if content is None:
+            content = self._delivered(f"{self._channel}:{self._account}:{message_id}", deadline)
+        return message_id, content
+
+    def _post(self, callback: Callback, deadline: float) -> bytes:
+        """The body of the HTTP answer. Raises ServiceUnavailable if there is none or it is a refusal."""
+        path = f"/{self._channel}" + ("" if self._account == DEFAULT_ACCOUNT else f"/{self._account}")
+        connection = http.client.HTTPConnection(self._edge, timeout=max(1.0, deadline - time.monotonic()))
+        try:
+            connection.request(callback.method, f"{path}?{callback.query}", callback.body, dict(callback.headers))
+            answer = connection.getresponse()
+            status, body = answer.status, answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            what = f"no answer from http://{self._edge}{path}: {error}"
+            raise ServiceUnavailable(f"{what}. Is it up? {ourselves()} up") from error
+        finally:
+            connection.close()
+        if status != http.client.OK:
+            said = body.decode(errors="replace").strip()
+            raise ServiceUnavailable(f"{path} answered {status}: {said}. See {ourselves()} health and logs")
+        return body
+
+    def _delivered(self, request_id: str, deadline: float) -> str:
+        """The answer that came after the callback's, once reply_svc has recorded it. Raises DeadlineExceeded."""
+        from assistant.api.reply.v1 import reply_pb2
+        from assistant.cli.deliveries import call
+
+        request = reply_pb2.GetDeliveryRequest(request_id=request_id)
+        while time.monotonic() < deadline:
+            try:
+                found = call(lambda stub: stub.GetDelivery(request, timeout=1.0))
+            except UnknownDelivery:
+                time.sleep(_POLL_S)
+                continue
+            return "\n".join(content.text.text for content in found.delivery.content)
+        raise DeadlineExceeded(f"acknowledged, but not answered in time: {ourselves()} inbox show {request_id}")

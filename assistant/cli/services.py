@@ -1,0 +1,35 @@
+"""The services of a mesh, in one table: what runs, where it listens, what it may know."""
+
+from dataclasses import dataclass
+
+from assistant import ports
+
+
+@dataclass(frozen=True)
+class Service:
+    """One of our own processes."""
+
+    name: str
+    """Of the process and of its package: `python -m <name>`."""
+    section: str
+    """Its own section of the configuration."""
+    port: int
+    """Where it listens by default, unmoved."""
+    facet: str | None
+    """The facet of channels that it loads: it is given the settings of that facet and no others."""
+    shared: tuple[str, ...] = ()
+    """What it is given besides its own section: whole sections, or `section.key`."""
+
+
+SERVICES = (
+    Service("crypto_svc", "crypto", ports.CRYPTO, facet="crypto"),
+    Service("nlp_svc", "nlp", ports.NLP, facet=None, shared=("engines", "skills")),
+    Service("reply_svc", "reply", ports.REPLY, facet="sender"),
+    Service("gateway", "gateway", ports.GATEWAY, facet="codec", shared=("nlp.target", "skills.target")),
+)
+"""In the order in which their readiness is waited for: callees first."""
+
+
+def service(name: str) -> Service:
+    """The service of this name."""
+    return next(service for service in SERVICES if service.name == name)

@@ -63,6 +63,8 @@ class Channel(Manifest):
     sender: type[Settings] = Settings
     headers: frozenset[str] = frozenset({"content-type"})
     """HTTP headers of a callback that `Crypto.open` needs, in lower case."""
+    tried_first: bool = False
+    """Whether its platform is simulated while no channel is configured, so that there is something to try."""
 
     def settings(self) -> frozenset[str]:
         """Names of all settings of an account."""

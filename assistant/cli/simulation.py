@@ -17,8 +17,9 @@ class SimulatorSettings(Settings, frozen=True, kw_only=True):
     """Section `simulator`."""
 
     channel: Annotated[
-        str, Meta(description="channel whose platform is simulated while no channel is configured; empty: none")
-    ] = "wecom"
+        str | None,
+        Meta(description="channel whose platform is simulated while none is configured; empty: no simulation"),
+    ] = None
     listen: Annotated[Address, Meta(description="where the simulated platform and its chat page are served")] = (
         msgspec.field(default_factory=lambda: Address(f"127.0.0.1:{ports.moved(ports.SIMULATOR)}"))
     )
@@ -26,7 +27,12 @@ class SimulatorSettings(Settings, frozen=True, kw_only=True):
 
 def simulated_channel(configuration: Configuration) -> str:
     """The channel to simulate. Empty: none, since one is configured or the setting says so."""
-    return "" if configuration.accounts() else configuration.source.read(SimulatorSettings, "simulator").channel
+    if configuration.accounts():
+        return ""
+    chosen = configuration.source.read(SimulatorSettings, "simulator").channel
+    if chosen is None:
+        return next((name for name, manifest in plugin.channels().items() if manifest.tried_first), "")
+    return chosen
 
 
 def with_simulation(configuration: Configuration) -> Configuration:

@@ -82,4 +82,5 @@ manifest = Channel(
     codec=CodecSettings,
     crypto=CryptoSettings,
     sender=SenderSettings,
+    tried_first=True,
 )

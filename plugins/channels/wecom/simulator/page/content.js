@@ -94,7 +94,7 @@ function card(fields, press) {
       make("dt", {}, row.keyname || ""), make("dd", {}, row.url ? link(row.url, row.value || row.url) : row.value || "")]))] : []),
     ...[].concat(fields.jump_list || []).map((jump) => make("p", {}, link(jump.url || "", jump.title || ""))),
     ...(fields.replace_name
-      ? [make("p", { class: "pressed" }, texts.pressed(fields.replace_name))]
+      ? [make("p", { class: "pressed" }, `✓ ${fields.replace_name}`)]
       : [make("div", { class: "buttons" }, ...buttons.map((button) =>
         make("button", { type: "button", class: `style-${Number(button.style) || 2}`, onclick: () => press(button) }, button.text)))]),
   ];

@@ -12,6 +12,7 @@ let books = {};
 let account = {};
 let faults = {};
 let stream;
+let atEnd = true;
 
 // --- Calling the simulator ---
 
@@ -66,7 +67,6 @@ function showLive(live) {
 
 function showEntries(changed) {
   const list = $("entries");
-  const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 80;
   if (!entries.size) {
     list.replaceChildren(make("li", { class: "empty" }, texts.empty));
     return;
@@ -78,7 +78,12 @@ function showEntries(changed) {
     else list.insertBefore(line, following(entry.id));
     lines.set(entry.id, line);
   }
-  if (atEnd) list.scrollTop = list.scrollHeight;
+  stayAtEnd();
+}
+
+// The newest line stays in sight unless the reader has scrolled away from it.
+function stayAtEnd() {
+  if (atEnd) $("entries").scrollTop = $("entries").scrollHeight;
 }
 
 // The line that one belongs before: none for nearly all, since the newest comes last.
@@ -287,9 +292,14 @@ function listen() {
   const text = $("text");
   const grow = () => {
     text.style.height = "auto";
-    text.style.height = `${Math.min(text.scrollHeight, 160)}px`;
+    text.style.height = `${text.scrollHeight + text.offsetHeight - text.clientHeight}px`;
   };
   text.addEventListener("input", grow);
+  const list = $("entries");
+  list.addEventListener("scroll", () => {
+    atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
+  });
+  new ResizeObserver(stayAtEnd).observe(list);
   text.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
@@ -298,6 +308,7 @@ function listen() {
   $("composer").addEventListener("submit", (event) => {
     event.preventDefault();
     if (!text.value.trim()) return;
+    atEnd = true;
     send({ text: text.value });
     text.value = "";
     grow();
@@ -325,6 +336,7 @@ function listen() {
   }));
   $("language").addEventListener("click", () => {
     otherLanguage();
+    $("check-result").textContent = "";
     show();
   });
   $("check-url").addEventListener("click", () => attempt(checkUrl));

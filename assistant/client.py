@@ -65,7 +65,13 @@ class Channel(grpc.aio.Channel):
 
         async def call(request: object, timeout_s: float) -> Any:
             payload = wire.checked(method, "request", request_serializer(request))
-            return response_deserializer(await self._unary(method, repeatable, payload, timeout_s))
+            attempts = _Attempts(repeatable, timeout_s)
+            while True:
+                try:
+                    replica = self._replicas.best() or await self._replicas.pick(attempts.deadline, patient=repeatable)
+                    return response_deserializer(await replica.unary(method, payload, attempts.time_left_s()))
+                except ServiceUnavailable as error:
+                    await attempts.again(error)
 
         def start(request: object, *, timeout: float) -> Any:
             return call(request, timeout)
@@ -78,25 +84,38 @@ class Channel(grpc.aio.Channel):
         """A function that makes one call and gives the responses as an async iterator."""
         repeatable = _repeatable(method)
 
-        async def stream(request: object, timeout_s: float) -> AsyncIterator[Any]:
+        async def call(request: object, timeout_s: float) -> AsyncIterator[Any]:
             payload = wire.checked(method, "request", request_serializer(request))
-            async for response in self._server_streaming(method, repeatable, payload, timeout_s):
-                yield response_deserializer(response)
+            attempts = _Attempts(repeatable, timeout_s)
+            while True:
+                try:
+                    replica = await self._replicas.pick(attempts.deadline, patient=repeatable)
+                    async for response in replica.server_streaming(method, payload, attempts.time_left_s()):
+                        attempts.repeatable = False  # the caller has seen a part
+                        yield response_deserializer(response)
+                except ServiceUnavailable as error:
+                    await attempts.again(error)
+                else:
+                    return
 
         def start(request: object, *, timeout: float) -> Any:
-            return stream(request, timeout)
+            return call(request, timeout)
 
         return start
 
     def stream_unary(
         self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: object
     ) -> Any:
-        """A function that makes one call with an async iterator of requests and, awaited, gives the response."""
+        """A function that makes one call with an async iterator of requests and, awaited, gives the response.
+
+        It is never repeated: the requests are gone.
+        """
 
         async def call(requests: AsyncIterable[object], timeout_s: float) -> Any:
             payloads = (wire.checked(method, "request", request_serializer(request)) async for request in requests)
-            replica = await self._replicas.pick(monotonic() + timeout_s, patient=False)
-            return response_deserializer(await replica.client_streaming(method, payloads, timeout_s))
+            attempts = _Attempts(False, timeout_s)
+            replica = await self._replicas.pick(attempts.deadline, patient=False)
+            return response_deserializer(await replica.client_streaming(method, payloads, attempts.time_left_s()))
 
         def start(requests: AsyncIterable[object], *, timeout: float) -> Any:
             return call(requests, timeout)
@@ -106,32 +125,6 @@ class Channel(grpc.aio.Channel):
     def stream_stream(self, method: str, *_: object, **__: object) -> Any:
         """Not offered. Raises NotImplementedError."""
         raise NotImplementedError(f"{method}: no contract of ours streams both ways")
-
-    # --- Calls --------------------------------------------------------------------------------------------
-
-    async def _unary(self, method: str, repeatable: bool, payload: bytes, timeout_s: float) -> bytes:
-        attempts = _Attempts(repeatable, timeout_s)
-        while True:
-            try:
-                replica = self._replicas.best() or await self._replicas.pick(attempts.deadline, patient=repeatable)
-                return await replica.unary(method, payload, attempts.time_left_s())
-            except ServiceUnavailable as error:
-                await attempts.again(error)
-
-    async def _server_streaming(
-        self, method: str, repeatable: bool, payload: bytes, timeout_s: float
-    ) -> AsyncIterator[bytes]:
-        attempts = _Attempts(repeatable, timeout_s)
-        while True:
-            try:
-                replica = await self._replicas.pick(attempts.deadline, patient=repeatable)
-                async for response in replica.server_streaming(method, payload, attempts.time_left_s()):
-                    attempts.repeatable = False  # the caller has seen a part
-                    yield response
-            except ServiceUnavailable as error:
-                await attempts.again(error)
-            else:
-                return
 
     # --- The rest of a channel ----------------------------------------------------------------------------
 
@@ -168,6 +161,8 @@ class Channel(grpc.aio.Channel):
 class _Attempts:
     """How often one call may be tried."""
 
+    __slots__ = ("_backoff", "deadline", "repeatable")
+
     def __init__(self, repeatable: bool, timeout_s: float) -> None:
         self.repeatable = repeatable
         self.deadline = monotonic() + timeout_s
@@ -192,6 +187,7 @@ class _Replicas:
         self._target = target
         self._multiplex = multiplex
         self._by_address: dict[str, Replica] = {}
+        self._ready: list[Replica] = []
         self._unresolved = ""
         self.changed = _Changed()
         self._keeper = asyncio.create_task(self._keep_resolved())
@@ -199,10 +195,9 @@ class _Replicas:
 
     def best(self) -> Replica | None:
         """The one to call now; None if none is connected."""
-        ready = [replica for replica in self._by_address.values() if replica.ready]
-        if len(ready) > 1:
-            return min(ready, key=_burden)
-        return ready[0] if ready else None
+        if len(self._ready) == 1:
+            return self._ready[0]
+        return min(self._ready, key=_burden, default=None)
 
     async def pick(self, deadline: float, *, patient: bool) -> Replica:
         """The one to call, once there is one. Raises ServiceUnavailable: at the deadline, or, if not `patient`,
@@ -224,7 +219,7 @@ class _Replicas:
 
     async def close(self) -> None:
         self._keeper.cancel()
-        replicas, self._by_address = list(self._by_address.values()), {}
+        replicas, self._by_address, self._ready = list(self._by_address.values()), {}, []
         await asyncio.gather(self._keeper, *(replica.close() for replica in replicas), return_exceptions=True)
         await asyncio.gather(*self._retiring)
 
@@ -235,7 +230,7 @@ class _Replicas:
                 self._set(await _resolve(self._target))
             except OSError as error:
                 self._unresolved = error.strerror or type(error).__name__
-                self.changed.tell()
+                self._tell()
             await asyncio.sleep(_RESOLVE_AT_MOST_EVERY_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_RESOLVE_EVERY_S):
@@ -248,7 +243,12 @@ class _Replicas:
             task.add_done_callback(self._retiring.discard)
         for address in addresses:
             if address not in self._by_address:
-                self._by_address[address] = Replica(address, self._multiplex, self.changed.tell)
+                self._by_address[address] = Replica(address, self._multiplex, self._tell)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._ready = [replica for replica in self._by_address.values() if replica.ready]
+        self.changed.tell()
 
 
 def _burden(replica: Replica) -> tuple[bool, int]:

@@ -33,6 +33,7 @@ from assistant.errors import (
     Overloaded,
     ServiceUnavailable,
     Unimplemented,
+    from_status,
     to_status,
 )
 from assistant.health import Health
@@ -43,6 +44,7 @@ PATH = f"/{SERVICE}/Exchange"
 _BATCH_ITEMS = 256
 _BATCH_BYTES = 256 << 10
 _MAX_IN_FLIGHT = 10_000
+_TICKS_PER_S = 100
 
 M = TypeVar("M", bound=Message)
 
@@ -66,9 +68,10 @@ class _Batches(Generic[M]):
         if self._items >= _BATCH_ITEMS or self._bytes >= _BATCH_BYTES:
             self._full.append(self._gathering)
             self._gathering, self._items, self._bytes = self._new(), 0, 0
+        if not self._items:
+            self._some.set()
         self._items += 1
         self._bytes += size_bytes
-        self._some.set()
         return self._gathering
 
     async def take(self) -> M:
@@ -80,6 +83,27 @@ class _Batches(Generic[M]):
         self._gathering, self._items, self._bytes = self._new(), 0, 0
         self._some.clear()
         return batch
+
+
+class _Deadlines:
+    """The deadlines of many operations with few timers. Each strikes up to 10 ms late."""
+
+    def __init__(self, strike: Callable[[int], None]) -> None:
+        self._strike = strike
+        self._ids: dict[int, list[int]] = {}
+
+    def add(self, operation_id: int, time_left_s: float) -> None:
+        """Call `strike(operation_id)` when the time is over. It may long be done by then."""
+        tick = int((monotonic() + time_left_s) * _TICKS_PER_S) + 1
+        ids = self._ids.get(tick)
+        if ids is None:
+            ids = self._ids[tick] = []
+            asyncio.get_running_loop().call_later(tick / _TICKS_PER_S - monotonic(), self._tick, tick)
+        ids.append(operation_id)
+
+    def _tick(self, tick: int) -> None:
+        for operation_id in self._ids.pop(tick):
+            self._strike(operation_id)
 
 
 # --- The server's side ------------------------------------------------------------------------------------
@@ -123,6 +147,7 @@ class _Exchange:
         self._context = context
         self._responses = _Batches(ExchangeResponse)
         self._running: dict[int, asyncio.Task[bytes]] = {}
+        self._deadlines = _Deadlines(self._cancel)
         self._room = asyncio.Event()
         self._closing = False
 
@@ -156,29 +181,34 @@ class _Exchange:
             if request is grpc.aio.EOF:
                 self.close()
                 return
+            now = monotonic()
             for operation in request.operations:
-                self._begin(operation)
-            for cancelled_id in request.cancelled_ids:
-                if task := self._running.get(cancelled_id):
-                    task.cancel()
+                self._begin(operation, now)
+            for operation_id in request.cancelled_ids:
+                self._cancel(operation_id)
             while len(self._running) + len(self._responses) > _MAX_IN_FLIGHT:
                 self._room.clear()
                 await self._room.wait()
 
-    def _begin(self, operation: Operation) -> None:
+    def _begin(self, operation: Operation, now: float) -> None:
         method = self._methods.get(operation.method)
-        call = Call(operation.method, operation.request_id, monotonic() + operation.time_left_ms / 1000)
+        call = Call(operation.method, operation.request_id, now + operation.time_left_ms / 1000)
         try:
             if method is None:
                 raise Unimplemented(f"{operation.method} is not served here")
             if method.waits:
                 task = asyncio.create_task(method.run_waiting(operation.payload, call))
                 self._running[operation.id] = task
+                self._deadlines.add(operation.id, operation.time_left_ms / 1000)
                 task.add_done_callback(partial(self._end, operation.id))
             else:
                 self._succeed(operation.id, method.run(operation.payload, call))
         except AssistantError as error:
             self._fail(operation.id, error)
+
+    def _cancel(self, operation_id: int) -> None:
+        if task := self._running.get(operation_id):
+            task.cancel()
 
     def _end(self, operation_id: int, task: asyncio.Task[bytes]) -> None:
         self._running.pop(operation_id, None)
@@ -209,6 +239,7 @@ class Multiplexer:
         """Whether the server takes new operations gladly."""
         self._requests = _Batches(ExchangeRequest)
         self._waiting: dict[int, asyncio.Future[Result]] = {}
+        self._deadlines = _Deadlines(self._expire)
         self._last_id = 0
 
     def __len__(self) -> int:
@@ -247,8 +278,8 @@ class Multiplexer:
                 future.set_exception(ServiceUnavailable("the connection broke before the answer"))
         self._waiting.clear()
 
-    async def call(self, method: str, payload: bytes, time_left_s: float, request_id: str) -> Result:
-        """Run one operation. Raises Overloaded, ServiceUnavailable."""
+    async def call(self, method: str, payload: bytes, time_left_s: float, request_id: str) -> bytes:
+        """Run one operation and return its response. Raises AssistantError."""
         if len(self._waiting) >= _MAX_IN_FLIGHT:
             raise Overloaded(f"{_MAX_IN_FLIGHT} calls wait for one server already")
         self._last_id = operation_id = self._last_id + 1
@@ -259,20 +290,25 @@ class Multiplexer:
             time_left_ms=max(1, int(time_left_s * 1000)),
             request_id=request_id,
         )
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting[operation_id] = future
-        timer = loop.call_later(time_left_s, _expire, future)
+        self._deadlines.add(operation_id, time_left_s)
         try:
-            return await future
-        except (asyncio.CancelledError, DeadlineExceeded):
-            if self._waiting.pop(operation_id, None):
-                self._requests.to_add().cancelled_ids.append(operation_id)
+            result = await future
+        except asyncio.CancelledError:
+            self._abandon(operation_id)
             raise
-        finally:
-            timer.cancel()
+        if result.code:
+            raise from_status(result.code, result.message, result.status)
+        return result.payload
 
+    def _expire(self, operation_id: int) -> None:
+        if future := self._abandon(operation_id):
+            future.set_exception(DeadlineExceeded())
 
-def _expire(future: asyncio.Future[Result]) -> None:
-    if not future.done():
-        future.set_exception(DeadlineExceeded())
+    def _abandon(self, operation_id: int) -> asyncio.Future[Result] | None:
+        """Tell the server that nobody waits any longer, if it was still to answer."""
+        future = self._waiting.pop(operation_id, None)
+        if future is not None:
+            self._requests.to_add().cancelled_ids.append(operation_id)
+        return future if future is not None and not future.done() else None

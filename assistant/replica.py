@@ -60,14 +60,11 @@ class Replica:
 
     # --- Calls --------------------------------------------------------------------------------------------
 
-    async def unary(self, path: str, payload: bytes, time_left_s: float) -> bytes:
+    def unary(self, path: str, payload: bytes, time_left_s: float) -> Awaitable[bytes]:
         """One call, in whichever way the server offers. Raises AssistantError."""
-        if self._mux is None:
-            return await self._plain(self._channel.unary_unary(path), payload, time_left_s)
-        result = await self._mux.call(path, payload, time_left_s, request_id.get())
-        if result.code:
-            raise from_status(result.code, result.message, result.status)
-        return result.payload
+        if self._mux is not None:
+            return self._mux.call(path, payload, time_left_s, request_id.get())
+        return self._plain(self._channel.unary_unary(path), payload, time_left_s)
 
     async def client_streaming(self, path: str, payloads: AsyncIterator[bytes], time_left_s: float) -> bytes:
         """One call with a stream of requests. Raises AssistantError."""

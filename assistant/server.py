@@ -144,7 +144,10 @@ def _handler(method: Method) -> "grpc.RpcMethodHandler[Any, Any]":
     async def unary(payload: bytes, context: Any) -> bytes:
         call = _call(method, context)
         try:
-            return await method.run_waiting(payload, call) if method.waits else method.run(payload, call)
+            if not method.waits:
+                return method.run(payload, call)
+            async with asyncio.timeout(call.time_left_s()):
+                return await method.run_waiting(payload, call)
         except AssistantError as error:
             return await _abort(context, error)
 
@@ -156,8 +159,10 @@ def _handler(method: Method) -> "grpc.RpcMethodHandler[Any, Any]":
             await _abort(context, error)
 
     async def client_streaming(payloads: AsyncIterator[bytes], context: Any) -> bytes:
+        call = _call(method, context)
         try:
-            return await method.run_client_streaming(payloads, _call(method, context))
+            async with asyncio.timeout(call.time_left_s()):
+                return await method.run_client_streaming(payloads, call)
         except AssistantError as error:
             return await _abort(context, error)
 

@@ -16,8 +16,8 @@ from gateway.inbox import Inbox
 if TYPE_CHECKING:
     from assistant.api.reply.v1.reply_pb2_grpc import ReplyServiceAsyncStub
 
-_TIMEOUT_S = 2.0
-_ACCOUNT_TIMEOUT_S = 5.0
+_TIMEOUT_S = 1.0
+_ACCOUNT_TIMEOUT_S = 3.0
 
 
 class Health:

@@ -7,8 +7,7 @@ from typing import Any
 
 from assistant.api.message.v1.message_pb2 import InboundMessage
 from assistant.api.storage.v1.storage_pb2 import TurnRecord
-from assistant.journal import Journal, Operation, Transaction
-from assistant.journal import Admitted, Row, Rows
+from assistant.journal import Admitted, Journal, Operation, Row, Rows, Transaction
 
 TABLE = "inbox"
 MIGRATIONS = [

@@ -4,7 +4,6 @@ Source: WeCom developer documentation, 90968, 加解密方案说明.
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 import os
@@ -27,7 +26,7 @@ class Envelope:
         """Raises ValueError if the EncodingAESKey is none."""
         try:
             key = base64.b64decode(aeskey + "=", validate=True)
-        except binascii.Error:
+        except ValueError:
             key = b""
         if len(aeskey) != 43 or len(key) != 32:
             raise ValueError("aeskey is not 43 characters of base64: copy EncodingAESKey from the app's callback page")

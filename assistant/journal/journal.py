@@ -8,6 +8,7 @@ from typing import Any
 from assistant.errors import InvalidSetting
 from assistant.journal.migrations import migrate
 from assistant.journal.operation import Database, Operation, P, R
+from assistant.journal.postgres import PostgresDatabase
 from assistant.journal.sqlite import SqliteDatabase
 from assistant.journal.worker import Call, Worker
 
@@ -88,7 +89,7 @@ def _prepare(url: str, migrations: Sequence[str]) -> Database:
     try:
         connection = database.connect(read_only=False)
         try:
-            migrate(connection, migrations, database.clock)
+            migrate(database, connection, migrations)
         finally:
             connection.close()
     except BaseException:
@@ -101,4 +102,6 @@ def _database(url: str) -> Database:
     scheme = url.partition("://")[0]
     if scheme == "sqlite":
         return SqliteDatabase(url)
+    if scheme in ("postgresql", "postgres"):
+        return PostgresDatabase(url)
     raise InvalidSetting(f"database {scheme!r}://… is unknown: write sqlite:///absolute/path.db or postgresql://…")

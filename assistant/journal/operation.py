@@ -1,6 +1,6 @@
 """What is done in a transaction, and what a database must offer for it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -21,6 +21,13 @@ class Transaction(Protocol):
 
     def executemany(self, sql: str, batch: Sequence[Params]) -> list[list[Record]]:
         """Run one statement for each set of parameters, in order; the rows of each."""
+
+    def execute_batch(self, sql: str, columns: Mapping[str, str], rows: Sequence[Params]) -> list[Record]:
+        """Run one statement that reads the rows as the table `batch`; its rows. `columns` names their types.
+
+        Much cheaper than `executemany`: one statement is one round trip to PostgreSQL, and in SQLite one time
+        of giving up and taking back the interpreter's lock, for which a busy event loop makes us wait.
+        """
 
     def lock(self, name: str) -> None:
         """Keep every other transaction that locks the same name waiting until this one ends."""
@@ -50,8 +57,8 @@ class Connection(Transaction, Protocol):
     def rollback(self) -> None:
         """End the transaction; nothing of it remains. Does nothing if there is none."""
 
-    def script(self, sql: str) -> None:
-        """Run the statements of a migration inside the transaction."""
+    def define(self, sql: str) -> None:
+        """Run one statement of a migration."""
 
     def close(self) -> None:
         """Never raises."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
+from assistant.journal.migrations import SHARED_ONLY
 from assistant.journal.operation import Operation, Params, R, Record, Transaction
 
 CLOSED = 2
@@ -63,6 +64,40 @@ class Admission(NamedTuple):
     updated_at: float
 
 
+class Move(NamedTuple):
+    """A change of a row. None leaves what is there."""
+
+    key: str
+    owner: str
+    state: int
+    result: bytes | None
+    error: str | None
+    due_at: float | None
+    attempted: int
+    updated_at: float
+
+
+_ADMISSION = {
+    "key": "TEXT",
+    "lane": "TEXT",
+    "state": "INTEGER",
+    "body": "BLOB",
+    "owner": "TEXT",
+    "created_at": "REAL",
+    "updated_at": "REAL",
+}
+_MOVE = {
+    "key": "TEXT",
+    "owner": "TEXT",
+    "state": "INTEGER",
+    "result": "BLOB",
+    "error": "TEXT",
+    "due_at": "REAL",
+    "attempted": "INTEGER",
+    "updated_at": "REAL",
+}
+
+
 def schema(table: str) -> list[str]:
     """The migrations that make a table of work and its leases."""
     return [
@@ -81,7 +116,7 @@ def schema(table: str) -> list[str]:
             created_at REAL NOT NULL,
             updated_at REAL NOT NULL
         );
-        CREATE INDEX {table}_open ON {table} (lane, seq, owner) WHERE state < {CLOSED};
+        CREATE INDEX {table}_open ON {table} (seq) WHERE state < {CLOSED};
         CREATE INDEX {table}_closed ON {table} (state, seq) WHERE state >= {CLOSED};
         CREATE INDEX {table}_closed_at ON {table} (updated_at) WHERE state >= {CLOSED};
         CREATE TABLE {table}_leases (
@@ -89,7 +124,10 @@ def schema(table: str) -> list[str]:
             name TEXT NOT NULL,
             expires_at REAL NOT NULL
         );
-        """
+        """,
+        # Where there are other owners, lanes are looked up; where not, it would only cost: every row of a
+        # transaction changes another page of an index by lane.
+        f"{SHARED_ONLY} CREATE INDEX {table}_open_lanes ON {table} (lane, seq, owner) WHERE state < {CLOSED}",
     ]
 
 
@@ -124,8 +162,8 @@ class RowOperations:
             f"AND earlier.owner <> {table}.owner AND earlier.state < {CLOSED})"
         )
         self._insert = (
-            f"INSERT INTO {table} (key, lane, state, body, owner, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?) "
-            f"ON CONFLICT (key) DO NOTHING RETURNING seq, {blocked if shared else 'FALSE'}"
+            f"INSERT INTO {table} ({', '.join(_ADMISSION)}) SELECT {', '.join(_ADMISSION)} FROM batch WHERE TRUE "
+            f"ON CONFLICT (key) DO NOTHING RETURNING key, seq, {blocked if shared else 'FALSE'}"
         )
         self.admit = Operation("admit", self._admit)
         self.adopt = cache(self._adopt)
@@ -168,10 +206,14 @@ class RowOperations:
 
     def _admit(self, transaction: Transaction, batch: list[Admission]) -> list[Admitted]:
         transaction.lock(self._table)  # so that rows become visible in the order of their seq
-        inserted = transaction.executemany(self._insert, batch)
+        inserted = {
+            key: (seq, blocked) for key, seq, blocked in transaction.execute_batch(self._insert, _ADMISSION, batch)
+        }
         return [
-            _admitted(admission, *records[0]) if records else self._known(transaction, admission.key)
-            for admission, records in zip(batch, inserted, strict=True)
+            _admitted(admission, *inserted.pop(admission.key))
+            if admission.key in inserted
+            else self._known(transaction, admission.key)
+            for admission in batch
         ]
 
     def _known(self, transaction: Transaction, key: str) -> Admitted:
@@ -188,15 +230,24 @@ class RowOperations:
             _first_row,
         )
 
-    def _move(self, states: frozenset[int] | None) -> "Operation[Params, bool]":
-        condition = f"state < {CLOSED}" if states is None else f"state IN ({_listed(states)})"
-        return _each(
-            "move",
-            f"UPDATE {self._table} SET state = ?, result = coalesce(?, result), error = coalesce(?, error), "
-            "due_at = coalesce(?, due_at), attempts = attempts + ?, updated_at = ? "
-            f"WHERE key = ? AND owner = ? AND {condition} RETURNING seq",
-            bool,
+    def _move(self, states: frozenset[int] | None) -> "Operation[Move, bool]":
+        table = self._table
+        sql = (
+            f"UPDATE {table} SET state = batch.state, result = coalesce(batch.result, {table}.result), "
+            f"error = coalesce(batch.error, {table}.error), due_at = coalesce(batch.due_at, {table}.due_at), "
+            f"attempts = attempts + batch.attempted, updated_at = batch.updated_at FROM batch "
+            f"WHERE {table}.key = batch.key AND {table}.owner = batch.owner AND {table}."
+            + (f"state < {CLOSED}" if states is None else f"state IN ({_listed(states)})")
+            + f" RETURNING {table}.key"
         )
+
+        def run(transaction: Transaction, batch: list[Move]) -> list[bool]:
+            if len(batch) > len({move.key for move in batch}):  # one row moves twice: one after the other
+                return [moved for move in batch for moved in run(transaction, [move])]
+            moved = {key for (key,) in transaction.execute_batch(sql, _MOVE, batch)}
+            return [move.key in moved for move in batch]
+
+        return Operation("move", run)
 
     def _recover(self, transaction: Transaction, batch: list[tuple[str, int]]) -> list[list[Row]]:
         return [self._take_over(transaction, owner, limit) for owner, limit in batch]

@@ -19,7 +19,7 @@ from uuid import uuid4
 from assistant import telemetry
 from assistant.errors import AssistantError
 from assistant.journal.journal import Journal
-from assistant.journal.row_operations import Admission, Admitted, Row, RowOperations, schema
+from assistant.journal.row_operations import Admission, Admitted, Move, Row, RowOperations, schema
 from assistant.journal.worker import Call
 
 LEASE_S = 5.0
@@ -129,15 +129,15 @@ class Rows:
     def move_operation(self, key: str, state: int, **changes: Unpack[Changes]) -> Call:
         """A `move` that can share a transaction with other operations. Its result is whether it moved."""
         states = changes.get("from_states")
-        return self._operations.move(None if states is None else frozenset(states)), (
+        return self._operations.move(None if states is None else frozenset(states)), Move(
+            key,
+            self._owner,
             state,
             changes.get("result"),
             changes.get("error"),
             changes.get("due_at"),
             int(changes.get("attempted", False)),
             time.time(),
-            key,
-            self._owner,
         )
 
     async def recover(self, limit: int) -> builtins.list[Row]:

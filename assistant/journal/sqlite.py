@@ -3,7 +3,9 @@
 import fcntl
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from assistant.errors import InvalidSetting, StorageUnavailable
@@ -11,6 +13,7 @@ from assistant.journal.operation import Params, Record
 
 _BUSY_TIMEOUT_S = 2.0
 _CACHED_STATEMENTS = 256
+_ROWS_AT_ONCE = 16
 _UNAVAILABLE = {
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_CANTOPEN,
@@ -109,21 +112,32 @@ class SqliteConnection:
         execute = self._cursor.execute
         return [execute(sql, params).fetchall() for params in batch]
 
+    def execute_batch(self, sql: str, columns: Mapping[str, str], rows: Sequence[Params]) -> list[Record]:
+        """See `Transaction`."""
+        whole = len(rows) // _ROWS_AT_ONCE * _ROWS_AT_ONCE  # so that few different statements are prepared
+        records: list[Record] = []
+        for part in (rows[:whole], rows[whole:]):
+            if part:
+                statement = _with_batch(sql, tuple(columns), len(part))
+                records += self._cursor.execute(statement, list(chain.from_iterable(part))).fetchall()
+        return records
+
     def lock(self, name: str) -> None:
         """The writer has the whole file."""
 
-    def script(self, sql: str) -> None:
-        """Not executescript, which would end the transaction."""
-        statement = ""
-        for part in sql.split(";"):
-            statement += part + ";"
-            if sqlite3.complete_statement(statement):
-                self._cursor.execute(statement)
-                statement = ""
+    def define(self, sql: str) -> None:
+        """See `Connection`."""
+        self._cursor.execute(sql)
 
     def close(self) -> None:
         """See `Connection`."""
         self._connection.close()
+
+
+@cache
+def _with_batch(sql: str, columns: tuple[str, ...], rows: int) -> str:
+    row = f"({', '.join('?' for _ in columns)})"
+    return f"WITH batch ({', '.join(columns)}) AS (VALUES {', '.join([row] * rows)}) {sql}"
 
 
 def _path(url: str) -> Path:

@@ -8,7 +8,7 @@ below /simulator, and a page to chat in at /.
 import secrets
 import string
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -63,14 +63,9 @@ class Simulator(plugin.Simulator):
     def application(self, callback_url: str) -> web.Application:
         """The company with its app, which is called back at `callback_url`."""
         company = Company(self._settings, self._sealer, callback_url, self._clock)
-
-        async def callbacks(_: web.Application) -> AsyncIterator[None]:
-            await company.callbacks.open()
-            yield
-            await company.callbacks.close()
-
         app = web.Application(client_max_size=_LARGEST_REQUEST_BYTES)
-        app.cleanup_ctx.append(callbacks)
+        app.on_startup.append(company.open)
+        app.on_shutdown.append(company.close)
         app.add_subapp("/cgi-bin", qyapi.application(company, self._clock))
         app.add_subapp("/simulator", control.application(company))
         app.router.add_get("/", control.page)

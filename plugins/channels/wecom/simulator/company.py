@@ -5,6 +5,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,7 @@ class Company:
     ) -> None:
         self.corpid = str(settings["corpid"])
         self.agentid = sealer.agentid
+        self.closed = False
         self.rules = Rules()
         self.faults = Faults()
         self.books = Books()
@@ -70,6 +72,17 @@ class Company:
         self._recognised = Remembered()
         self._card_updates = Remembered()
 
+    async def open(self, _: object) -> None:
+        """Begin."""
+        await self.callbacks.open()
+
+    async def close(self, _: object) -> None:
+        """End: let everyone go who waits for something."""
+        self.closed = True
+        self.change_faults(Faults())
+        self.chats.wake()
+        await self.callbacks.close()
+
     def change_rules(self, rules: Rules) -> None:
         """From now on the platform behaves so."""
         self.rules = self.tokens.rules = self.callbacks.rules = rules
@@ -80,8 +93,11 @@ class Company:
         before, self._faults_changed = self._faults_changed, asyncio.Event()
         before.set()
 
-    async def hang(self) -> None:
-        """Return when calls get answers again."""
+    async def keep_waiting(self) -> None:
+        """Return when a call may be answered, as far as the faults say."""
+        if self.faults.latency_ms:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._faults_changed.wait(), self.faults.latency_ms / 1000)
         while self.faults.hang:
             await self._faults_changed.wait()
 

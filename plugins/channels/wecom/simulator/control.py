@@ -48,7 +48,6 @@ def application(company: Company) -> web.Application:
             web.get("/members/{member}/changes", control.changes),
         ]
     )
-    app.on_shutdown.append(control.end)
     return app
 
 
@@ -82,13 +81,6 @@ async def _read(request: web.Request, shape: type[T]) -> T:
 class _Control:
     def __init__(self, company: Company) -> None:
         self._company = company
-        self._ended = False
-
-    async def end(self, _: web.Application) -> None:
-        """Let everyone go who waits for something."""
-        self._ended = True
-        self._company.change_faults(Faults())
-        self._company.chats.wake()
 
     # --- The platform -------------------------------------------------------------------------------------
 
@@ -190,7 +182,7 @@ class _Control:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
         await response.prepare(request)
         seen = 0
-        while not self._ended and request.transport is not None and not request.transport.is_closing():
+        while not self._company.closed and request.transport is not None and not request.transport.is_closing():
             entries = chat.since(seen)
             seen = max((entry.revision for entry in entries), default=seen)
             news = {"entries": entries, "books": self._company.books}

@@ -1,6 +1,5 @@
 """The platform's API, as far as an app needs it (WeCom developer documentation, chapter 服务端API)."""
 
-import asyncio
 import hashlib
 import json
 import secrets
@@ -72,9 +71,7 @@ class _Desk:
             return await handler(request)
         if faults.drop_connection == "before":
             return _drop(request)
-        if faults.latency_ms:
-            await asyncio.sleep(faults.latency_ms / 1000)
-        await self._company.hang()
+        await self._company.keep_waiting()
         if request.transport is None or request.transport.is_closing():
             return _drop(request)
         if faults.http_status:

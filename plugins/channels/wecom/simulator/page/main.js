@@ -102,7 +102,7 @@ function showEntry(entry) {
 }
 
 function sent(entry) {
-  const tries = entry.attempts > 1 ? [` · ${texts.attempt(entry.attempts)}`] : [];
+  const tries = entry.attempts > 1 ? [texts.attempt(entry.attempts)] : [];
   const words = {
     sending: () => texts.sending,
     acknowledged: () => texts.acknowledgedIn(duration(entry.duration_ms)),

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache
 from itertools import count
 
@@ -135,6 +135,8 @@ class PostgresConnection:
 
     def close(self) -> None:
         """See `Connection`."""
+        with suppress(psycopg.Error):
+            self._open.close()
         self._connection.close()
 
 

@@ -128,13 +128,10 @@ class Worker:
             if not stored:
                 self._refuse(awaited)
                 if self._stopping:
-                    break
+                    self._give_up()
             if awaited:
                 self._loop.call_soon_threadsafe(_resolve, awaited)
-        if self._posted:
-            telemetry.error("journal_posts_lost", operations=len(self._posted))
-            _POSTED.dec(len(self._posted))
-        if self._connection:
+        if self._connection is not None:
             self._connection.close()
 
     def _wait(self) -> list[_Submission]:
@@ -237,6 +234,12 @@ class Worker:
                 f"the database takes nothing: {self._reason}",
                 retry_after_s=max(_FIRST_BACKOFF_S, self._unavailable_until - time.monotonic()),
             )
+
+    def _give_up(self) -> None:
+        """The process ends, and the database does not take what was posted."""
+        telemetry.error("journal_posts_lost", operations=len(self._posted))
+        _POSTED.dec(len(self._posted))
+        self._posted.clear()
 
 
 def _run_together(connection: Connection, submissions: Iterable[_Submission]) -> None:

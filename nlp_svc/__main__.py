@@ -26,6 +26,7 @@ async def _main() -> None:
     journal = await Journal.open(settings.database, effects.MIGRATIONS)
     skill_service = SkillService(skills.create(source), Effects(journal, settings.effects_keep_days))
     server = Server({_NLP: NlpService(engine), _SKILLS: skill_service}, listen=settings.listen, admin=settings.admin)
+    server.health.set(_NLP.full_name, False)
     loading = asyncio.create_task(_load(engine, server))
     await serve(server)
     loading.cancel()
@@ -33,7 +34,6 @@ async def _main() -> None:
 
 
 async def _load(engine: Router, server: Server) -> None:
-    server.health.set(_NLP.full_name, False)
     await engine.load()
     server.health.set(_NLP.full_name, True)
     telemetry.info("engine_ready", model=engine.describe().model)

@@ -23,6 +23,8 @@ MIGRATIONS = (
 )
 """An effect without a response was begun and not finished: by a process that still runs it, or that died."""
 
+FORGET = "DELETE FROM effects WHERE name IN (SELECT name FROM effects WHERE begun_at < ? ORDER BY begun_at LIMIT ?)"
+
 _FORGOTTEN_AT_ONCE = 4
 """Old effects deleted with each new one: more than one, so that their number falls."""
 
@@ -67,10 +69,7 @@ class Effects:
 
 
 def _begin(tx: Transaction, batch: list[tuple[str, str, float, float]]) -> list[Effect]:
-    tx.execute(
-        "DELETE FROM effects WHERE name IN (SELECT name FROM effects WHERE begun_at < ? ORDER BY begun_at LIMIT ?)",
-        (max(forget_before for *_, forget_before in batch), _FORGOTTEN_AT_ONCE * len(batch)),
-    )
+    tx.execute(FORGET, (max(before for *_, before in batch), _FORGOTTEN_AT_ONCE * len(batch)))
     inserted = tx.executemany(
         "INSERT INTO effects (name, skill, begun_at) VALUES (?, ?, ?) ON CONFLICT (name) DO NOTHING RETURNING name",
         [(name, skill, now) for name, skill, now, _ in batch],

@@ -1,6 +1,7 @@
 """The engine that answers: chosen by name, loaded in the background."""
 
 import asyncio
+from collections.abc import Sequence
 from itertools import chain, repeat
 from time import monotonic
 
@@ -10,8 +11,7 @@ from assistant.errors import EngineUnavailable, InvalidSetting
 from assistant.plugin import Engine, EnginePlugin, installed, load
 from assistant.settings import Source
 
-_RETRY_S = (1.0, 2.0, 5.0, 10.0)
-_LAST_RETRY_S = 30.0
+_RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 _ASK_AGAIN_S = 1.0
 
 
@@ -28,13 +28,15 @@ def create(provider: str, source: Source) -> Engine:
 class Router:
     """Leads to the engine once it is loaded."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, retry_s: Sequence[float] = _RETRY_S) -> None:
+        """`retry_s`: pauses between attempts to load it; the last one again and again."""
         self._engine = engine
+        self._retry_s = retry_s
         self._load_time_s: float | None = None
 
     async def load(self) -> None:
         """Return when the engine is ready. A failure is logged and tried again: the cause may be out of our hands."""
-        for pause_s in chain(_RETRY_S, repeat(_LAST_RETRY_S)):
+        for pause_s in chain(self._retry_s, repeat(self._retry_s[-1])):
             started = monotonic()
             try:
                 await self._engine.load()

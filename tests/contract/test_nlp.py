@@ -3,8 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -68,11 +68,11 @@ def foreign() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def ours(tmp_path: Path, port_offset: int) -> Iterator[str]:
+def ours(tmp_path: Path, reserve_ports: Callable[[], AbstractContextManager[int]]) -> Iterator[str]:
     """Address of nlp_svc as it is delivered."""
     home = {"AI_ASSISTANT_HOME": str(tmp_path), "AI_ASSISTANT_CONFIG": str(tmp_path / "config.toml")}
-    with process("-m", "nlp_svc", AI_ASSISTANT_PORT_OFFSET=str(port_offset), **home):
-        yield f"127.0.0.1:{ports.NLP + port_offset}"
+    with reserve_ports() as offset, process("-m", "nlp_svc", AI_ASSISTANT_PORT_OFFSET=str(offset), **home):
+        yield f"127.0.0.1:{ports.NLP + offset}"
 
 
 def named(results: list[Result], outcome: Outcome) -> dict[str, str]:

@@ -262,14 +262,6 @@ async def test_an_effect_cut_off_by_a_crash_is_not_repeated(database: str) -> No
     assert tickets.uses == 1
 
 
-async def test_old_effects_are_forgotten(journal: Journal) -> None:
-    """The table does not grow for ever: what is older than the time to keep goes when new ones come."""
-    forgetful = Effects(journal, keep_days=-1)
-    assert (await forgetful.begin("a", "tickets")).new
-    assert (await forgetful.begin("b", "tickets")).new
-    assert (await forgetful.begin("a", "tickets")).new
-
-
 async def test_old_effects_are_found_by_an_index(journal: Journal) -> None:
     """Forgetting looks at old rows only, however many there are."""
     plan = Operation("plan", lambda tx, batch: [tx.execute(f"EXPLAIN QUERY PLAN {sql}", (0, 4)) for sql in batch])

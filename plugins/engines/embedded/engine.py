@@ -77,13 +77,12 @@ class Engine(plugin.Engine):
         return script_of(words) or "zh"
 
     def _answer(self, book: Phrasebook, intent: Intent, request: GenerateReplyRequest) -> GenerateReplyResponse:
-        can_tell_time = any(skill.name == CLOCK for skill in request.skills)
         match intent.name:
-            case "time" | "date" | "weekday" if can_tell_time:
+            case "time" | "date" | "weekday" if _offers_clock(request):
                 return _ask_clock(intent.name)
             case "time" | "date" | "weekday":
                 return _say(book.answers["clock_missing"], intent.name)
-            case "help" if can_tell_time:
+            case "help" if _offers_clock(request):
                 return _say("\n".join((book.answers["help"], book.answers["help_clock"])), "help")
             case "new":
                 return _say(book.answers["new"], "new", starts_conversation=True)
@@ -102,6 +101,10 @@ class Engine(plugin.Engine):
         kept.CopyFrom(state)
         kept[_LANGUAGE] = argument
         return _say(self._books[argument].answers["language"], "language", state=kept)
+
+
+def _offers_clock(request: GenerateReplyRequest) -> bool:
+    return any(skill.name == CLOCK for skill in request.skills)
 
 
 def _say(text: str, intent: str, confidence: float = 1.0, **fields: Any) -> GenerateReplyResponse:

@@ -78,6 +78,10 @@ def get(name: str, as_json: bool) -> None:
             else:
                 click.echo("" if setting.value is None else setting.value)
             return
+    section, _, key = name.rpartition(".")
+    channel = plugin.channels().get(section.removeprefix("channels."))
+    if section.startswith("channels.") and channel and key in account_fields(channel):
+        raise InvalidSetting(f"{name} is not set: {section} is not configured")
     raise InvalidSetting(f"{name} is not a setting: `{ourselves()} config list` names all")
 
 

@@ -1,0 +1,137 @@
+"""`config`: setting, showing and checking, through the real command."""
+
+import json
+import stat
+import subprocess
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+CORPID, TOKEN, SECRET = "ww0123456789abcdef", "aToken", "theSecret"
+AESKEY = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFG"
+ACCOUNT = ("--corpid", CORPID, "--token", TOKEN, "--secret", SECRET, "--aeskey", AESKEY, "--agentid", "1000002")
+
+
+def test_an_account_is_written_for_us_alone(cli: Cli, tmp_path: Path) -> None:
+    """What the console shows goes into a file that nobody else may read, numbers as numbers."""
+    done = cli("config", "set", "channels.wecom", *ACCOUNT)
+    assert done.returncode == 0, done.stderr
+    file = tmp_path / "config.toml"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert tomllib.loads(file.read_text())["channels"]["wecom"] == {
+        "corpid": CORPID,
+        "token": TOKEN,
+        "secret": SECRET,
+        "aeskey": AESKEY,
+        "agentid": 1000002,
+    }
+    assert SECRET not in done.stdout + done.stderr
+
+
+def test_a_further_account_stands_beside_the_first(cli: Cli, tmp_path: Path) -> None:
+    """`--account` names another account of the same channel."""
+    cli("config", "set", "channels.wecom", *ACCOUNT)
+    done = cli("config", "set", "channels.wecom", *ACCOUNT, "--account", "branch", "--agentid", "1000003")
+    assert done.returncode == 0, done.stderr
+    table = tomllib.loads((tmp_path / "config.toml").read_text())["channels"]["wecom"]
+    assert (table["agentid"], table["accounts"]["branch"]["agentid"]) == (1000002, 1000003)
+
+
+def test_a_secret_can_be_typed_unseen(cli: Cli, tmp_path: Path) -> None:
+    """An option of a secret without a value asks for it, so that it stays out of the shell's history."""
+    arguments = ("--corpid", CORPID, "--token", TOKEN, "--aeskey", AESKEY, "--secret")
+    done = cli("config", "set", "channels.wecom", *arguments, typed=f"{SECRET}\n")
+    assert done.returncode == 0, done.stderr
+    assert tomllib.loads((tmp_path / "config.toml").read_text())["channels"]["wecom"]["secret"] == SECRET
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("channels.wecom", *ACCOUNT, "--aeskey", "short"), "43"),
+        (("channels.wecom", "--corpid", CORPID), "channels.wecom.secret is missing"),
+        (("gateway.history_turns", "many"), "history_turns"),
+        (("gateway.listen", "7000"), "host:port"),
+        (("edge.certificate", "/x.pem"), "belong together"),
+    ],
+)
+def test_what_does_not_fit_is_not_written(cli: Cli, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    """A wrong value is refused with its reason, and the file stays as it was."""
+    done = cli("config", "set", *arguments)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert SECRET not in done.stderr
+    assert AESKEY not in done.stderr
+    assert not (tmp_path / "config.toml").exists()
+
+
+def test_comments_and_order_are_kept(cli: Cli, tmp_path: Path) -> None:
+    """The file belongs to its owner: a change touches only what it says."""
+    file = tmp_path / "config.toml"
+    file.write_text('# ours\n[gateway]\nhistory_turns = 3  # short\n\n[nlp]\nprovider = "embedded"\n')
+    cli("config", "set", "gateway.keep_days", "5")
+    assert file.read_text().startswith("# ours\n[gateway]\nhistory_turns = 3  # short\nkeep_days = 5\n")
+
+
+def test_values_are_told_with_their_origin_and_without_secrets(cli: Cli, tmp_path: Path) -> None:
+    """`list` and `get` tell the value in force and where it comes from; secrets are masked."""
+    cli("config", "set", "channels.wecom", *ACCOUNT)
+    environment = {"WECOM_AGENTID": "7", "AI_ASSISTANT_GATEWAY_LOCALE": "en"}
+    listed = cli("config", "list", "--json", environment=environment)
+    rows = {row["name"]: row for row in json.loads(listed.stdout)}
+    assert (rows["channels.wecom.agentid"]["value"], rows["channels.wecom.agentid"]["origin"]) == (7, "WECOM_AGENTID")
+    assert rows["channels.wecom.secret"]["value"] == "******"
+    assert rows["channels.wecom.secret"]["origin"] == str(tmp_path / "config.toml")
+    assert rows["gateway.locale"]["value"] == "en"
+    assert rows["gateway.history_turns"]["origin"] == "default"
+    assert cli("config", "get", "channels.wecom.token").stdout == "******\n"
+    assert cli("config", "get", "gateway.locale", environment=environment).stdout == "en\n"
+    assert not {SECRET, TOKEN, AESKEY} & set(listed.stdout.split('"'))
+
+
+def test_a_setting_that_is_not_there_is_said_so(cli: Cli) -> None:
+    """`get` tells an unknown name from one that has no value."""
+    assert "is not a setting" in cli("config", "get", "gateway.lokale").stderr
+    assert "is not set" in cli("config", "get", "channels.wecom.token").stderr
+
+
+def test_validate_names_everything_that_is_wrong(cli: Cli, tmp_path: Path) -> None:
+    """All problems are told at once, each with what to do."""
+    (tmp_path / "config.toml").write_text(
+        '[gatway]\nx = 1\n[gateway]\nhistory_turns = -1\nlocal = "en"\n[channels.wecom]\ncorpid = "x"\n'
+        "[channels.wechat]\na = 1\n[skills.clok]\na = 1\n"
+    )
+    done = cli("config", "validate")
+    assert done.returncode == 1
+    for said in ("gatway", "did you mean 'gateway'", "history_turns", "locale", "corpid", "wecom.token is missing"):
+        assert said in done.stderr
+    assert "no channel 'wechat' is installed" in done.stderr
+    assert "skills.clok" in done.stderr
+    assert json.loads(cli("config", "validate", "--json").stdout)["problems"]
+
+
+def test_a_fresh_machine_is_valid(cli: Cli) -> None:
+    """Without any file all defaults fit together."""
+    assert cli("config", "validate").returncode == 0
+
+
+def test_a_file_that_is_no_toml_is_not_overwritten(cli: Cli, tmp_path: Path) -> None:
+    """A slip of the pen in the file costs a message, not the file."""
+    file = tmp_path / "config.toml"
+    file.write_text("[gateway\n")
+    done = cli("config", "set", "gateway.keep_days", "5")
+    assert done.returncode == 1
+    assert str(file) in done.stderr
+    assert file.read_text() == "[gateway\n"
+
+
+def test_help_names_every_option_of_a_channel(cli: Cli) -> None:
+    """The options are made from the plugin, with what they mean."""
+    shown = cli("config", "set", "channels.wecom", "--help").stdout
+    for option in ("--corpid", "--secret", "--token", "--aeskey", "--agentid", "--account"):
+        assert option in shown
+    assert "channels.wecom" in cli("config", "set", "--help").stdout

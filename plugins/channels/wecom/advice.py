@@ -198,5 +198,8 @@ def failure(errcode: int, errmsg: str, *, token_requested: bool = False) -> Assi
         advice = _FROM_TOKEN_REQUEST.get(errcode, advice)
     egress = _EGRESS.search(errmsg)
     ip = egress[1] if egress else "(?)"
+    error = advice.error
+    if token_requested and error in (PlatformRefused, PlatformTokenRejected):
+        error = PlatformMisconfigured  # it says nothing of a message or a token, as none was sent
     message = f"WeCom {errcode}: {advice.en.format(ip=ip)} / {advice.zh.format(ip=ip)}"
-    return advice.error(message, retry_after_s=advice.retry_after_s, error_code=str(errcode))
+    return error(message, retry_after_s=advice.retry_after_s, error_code=str(errcode))

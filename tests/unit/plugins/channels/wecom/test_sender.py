@@ -197,7 +197,7 @@ async def test_an_untrusted_address_is_named() -> None:
             await sender.check(TOKEN)
 
 
-@pytest.mark.parametrize("errcode", [40001, 40013, 40091])
+@pytest.mark.parametrize("errcode", [40001, 40013, 40091, 40014, 81013, 999999])
 async def test_wrong_credentials_are_an_operators_business(errcode: int) -> None:
     """gettoken's answer to a wrong secret means: do not ask again."""
     async with answering(saying({"errcode": errcode, "errmsg": "x"})) as sender:

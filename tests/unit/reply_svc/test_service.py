@@ -1,0 +1,336 @@
+"""ReplyService as its callers see it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from assistant import errors
+from assistant.api.message.v1.message_pb2 import Account, Card, CardAction, Content, Event, Member, Recipient, Text
+from assistant.api.reply.v1.reply_pb2 import (
+    DELIVERY_STATE_DEAD,
+    DELIVERY_STATE_DELIVERED,
+    DELIVERY_STATE_RECALLED,
+    DELIVERY_STATE_RECORDED,
+    MEDIA_KIND_IMAGE,
+    CheckAccountRequest,
+    DeliverReplyRequest,
+    FetchMediaRequest,
+    GetDeliveryRequest,
+    ListDeliveriesRequest,
+    MediaDescription,
+    RecallDeliveryRequest,
+    RetryDeliveryRequest,
+    UploadMediaHeader,
+    UploadMediaRequest,
+)
+from assistant.plugin import SELF_TEST_MEMBER
+
+if TYPE_CHECKING:
+    from conftest import Platform, Reply, RunReply
+
+WECOM = Account(channel="wecom")
+ZHANGSAN = Recipient(member=Member(id="zhangsan"))
+HELLO = Content(text=Text(text="hello"))
+PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 200_000
+
+
+async def test_what_is_accepted_is_delivered_once(reply: "Reply", platform: "Platform") -> None:
+    """The member sees it; repeating the request gives the same answer and sends nothing."""
+    first = await reply.deliver("r1", "你好")
+    delivery = await reply.over("r1")
+    assert delivery.state == DELIVERY_STATE_DELIVERED
+    assert (await reply.deliver("r1", "something else")).delivery_id == first.delivery_id
+    assert await platform.texts() == ["你好"]
+
+
+async def test_a_delivery_tells_how_it_stands(reply: "Reply", platform: "Platform") -> None:
+    """By either name, with content, times and the platform's own id."""
+    accepted = await reply.deliver("r1", "hello")
+    delivery = await reply.over("r1")
+    by_id = await reply.stub.GetDelivery(GetDeliveryRequest(delivery_id=accepted.delivery_id), timeout=5)
+    assert by_id.delivery == delivery
+    assert list(delivery.content) == [HELLO]
+    assert delivery.recipient == ZHANGSAN
+    assert delivery.attempts == 1
+    assert delivery.last_error == ""
+    assert delivery.platform_message_ids == [(await platform.shown())[0]["message_id"]]
+    assert delivery.accepted_at.ToNanoseconds() <= delivery.updated_at.ToNanoseconds()
+
+
+async def test_an_unknown_delivery_is_named(reply: "Reply") -> None:
+    """Asking for, retrying and recalling what is not there says so."""
+    for call, request in (
+        (reply.stub.GetDelivery, GetDeliveryRequest(request_id="nothing")),
+        (reply.stub.RetryDelivery, RetryDeliveryRequest(delivery_id="nothing")),
+        (reply.stub.RecallDelivery, RecallDeliveryRequest(delivery_id="nothing")),
+    ):
+        with pytest.raises(errors.UnknownDelivery):
+            await call(request, timeout=5)
+
+
+async def test_the_self_tests_answers_are_kept_and_not_sent(run_reply: "RunReply", platform: "Platform") -> None:
+    """Recorded at once, without asking the platform for anything."""
+    async with run_reply(secret="wrong") as reply:
+        assert (await reply.deliver("r1", "pong", member=SELF_TEST_MEMBER)).state == DELIVERY_STATE_RECORDED
+        delivery = await reply.look("r1")
+        assert (delivery.state, delivery.content[0].text.text) == (DELIVERY_STATE_RECORDED, "pong")
+    assert (await platform.books())["api_calls"] == 0
+
+
+CARD = Card(card_id="c1", title="T", actions=[CardAction(action_id="a", label="A")])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (DeliverReplyRequest(request_id="", recipient=ZHANGSAN, content=[HELLO]), "request_id"),
+        (DeliverReplyRequest(request_id="x" * 201, recipient=ZHANGSAN, content=[HELLO]), "request_id"),
+        (DeliverReplyRequest(request_id="r", content=[HELLO]), "recipient"),
+        (DeliverReplyRequest(request_id="r", recipient=ZHANGSAN), "content"),
+        (DeliverReplyRequest(request_id="r", recipient=ZHANGSAN, content=[HELLO, Content()]), r"content\[1\]"),
+        (DeliverReplyRequest(request_id="r", recipient=ZHANGSAN, content=[Content(event=Event())]), r"content\[0\]"),
+        (
+            DeliverReplyRequest(request_id="r", recipient=ZHANGSAN, content=[Content(text=Text(text=" \n"))]),
+            r"content\[0\]\.text",
+        ),
+        (
+            DeliverReplyRequest(request_id="r", recipient=ZHANGSAN, content=[Content(text=Text(text="x" * 65537))]),
+            "65537 bytes",
+        ),
+        (
+            DeliverReplyRequest(request_id="r", recipient=ZHANGSAN, content=[Content(card=Card(title="T"))]),
+            "card_id",
+        ),
+        (
+            DeliverReplyRequest(request_id="r", recipient=ZHANGSAN, content=[Content(card=Card(card_id="c"))]),
+            "title",
+        ),
+        (
+            DeliverReplyRequest(
+                request_id="r",
+                recipient=ZHANGSAN,
+                content=[Content(card=Card(card_id="c", title="T", actions=[CardAction(label="A")]))],
+            ),
+            r"actions\[0\]",
+        ),
+        (
+            DeliverReplyRequest(
+                request_id="r",
+                recipient=ZHANGSAN,
+                content=[Content(card=Card(card_id="c", title="T", actions=[CardAction(action_id="a")]))],
+            ),
+            "label",
+        ),
+    ],
+)
+async def test_a_wrong_field_is_named(reply: "Reply", wrong: DeliverReplyRequest, named: str) -> None:
+    """What cannot be delivered is refused before it is accepted."""
+    request = DeliverReplyRequest()
+    request.CopyFrom(wrong)
+    request.account.CopyFrom(WECOM)
+    with pytest.raises(errors.InvalidRequest, match=named):
+        await reply.stub.DeliverReply(request, timeout=5)
+
+
+async def test_an_unknown_account_is_named(reply: "Reply") -> None:
+    """The error says which accounts there are."""
+    request = DeliverReplyRequest(
+        request_id="r", account=Account(channel="wecom", name="sales"), recipient=ZHANGSAN, content=[HELLO]
+    )
+    with pytest.raises(errors.UnknownAccount, match=r"wecom/sales.*wecom/default"):
+        await reply.stub.DeliverReply(request, timeout=5)
+
+
+async def test_too_many_waiting_deliveries_are_refused(run_reply: "RunReply", platform: "Platform") -> None:
+    """Memory is bounded: the caller keeps what we cannot, and repeats."""
+    async with run_reply() as reply:
+        await platform.faults(hang=True)
+        await asyncio.gather(*(reply.deliver(f"r{number}", member=f"m{number % 5}") for number in range(1000)))
+        with pytest.raises(errors.Overloaded) as caught:
+            await reply.deliver("one more")
+        assert caught.value.retry_after_s
+        await platform.faults()
+
+
+# --- Lists ------------------------------------------------------------------------------------------------
+
+
+async def test_lists_are_newest_first_and_in_pages(reply: "Reply") -> None:
+    """Page after page shows every delivery once."""
+    for number in range(5):
+        await reply.deliver(f"r{number}", member=f"m{number}")
+    listed, token = [], ""
+    while True:
+        page = await reply.stub.ListDeliveries(ListDeliveriesRequest(page_size=2, page_token=token), timeout=5)
+        listed += [delivery.request_id for delivery in page.deliveries]
+        assert not any(delivery.content for delivery in page.deliveries)
+        if not (token := page.next_page_token):
+            break
+    assert listed == ["r4", "r3", "r2", "r1", "r0"]
+
+
+async def test_lists_can_be_of_one_state(reply: "Reply", platform: "Platform") -> None:
+    """Dead letters alone, for instance."""
+    await reply.deliver("good")
+    await reply.over("good")
+    await platform.faults(error_code=45002, error_calls=1, only="message/send")
+    await reply.deliver("bad")
+    await reply.over("bad")
+    page = await reply.stub.ListDeliveries(ListDeliveriesRequest(state=DELIVERY_STATE_DEAD), timeout=5)
+    assert [delivery.request_id for delivery in page.deliveries] == ["bad"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ListDeliveriesRequest(page_size=1001),
+        ListDeliveriesRequest(page_token="x"),
+        ListDeliveriesRequest(page_token="9" * 30),
+        ListDeliveriesRequest(state=77),
+    ],
+)
+async def test_a_wrong_list_is_refused(reply: "Reply", wrong: ListDeliveriesRequest) -> None:
+    """Limits and tokens are checked."""
+    with pytest.raises(errors.InvalidRequest):
+        await reply.stub.ListDeliveries(wrong, timeout=5)
+
+
+# --- Dead letters and recall ------------------------------------------------------------------------------
+
+
+async def test_a_refused_delivery_is_dead_until_it_is_retried(reply: "Reply", platform: "Platform") -> None:
+    """The operator sees why, mends it, and retries; retrying a living one changes nothing."""
+    await platform.faults(error_code=81013, error_calls=1, only="message/send")
+    accepted = await reply.deliver("r1", "hello")
+    dead = await reply.over("r1")
+    assert dead.state == DELIVERY_STATE_DEAD
+    assert "81013" in dead.last_error
+    for _ in range(2):
+        await reply.stub.RetryDelivery(RetryDeliveryRequest(delivery_id=accepted.delivery_id), timeout=5)
+        delivered = await reply.when("r1", lambda delivery: delivery.state == DELIVERY_STATE_DELIVERED)
+        assert delivered.last_error == ""
+    assert await platform.texts() == ["hello"]
+
+
+async def test_a_delivery_can_be_taken_back(reply: "Reply", platform: "Platform") -> None:
+    """All its messages vanish; taking it back again is no error."""
+    accepted = await reply.deliver("r1", "你" * 1500)
+    await reply.over("r1")
+    for _ in range(2):
+        response = await reply.stub.RecallDelivery(RecallDeliveryRequest(delivery_id=accepted.delivery_id), timeout=5)
+        assert response.state == DELIVERY_STATE_RECALLED
+    assert [message["state"] for message in await platform.shown()] == ["recalled"] * 3
+
+
+async def test_what_was_not_delivered_cannot_be_taken_back(reply: "Reply", platform: "Platform") -> None:
+    """The error says how it stands."""
+    await platform.faults(error_code=81013, error_calls=1, only="message/send")
+    accepted = await reply.deliver("r1")
+    await reply.over("r1")
+    with pytest.raises(errors.NotRecallable, match="dead"):
+        await reply.stub.RecallDelivery(RecallDeliveryRequest(delivery_id=accepted.delivery_id), timeout=5)
+
+
+# --- Files ------------------------------------------------------------------------------------------------
+
+
+async def uploading(
+    data: bytes, name: str = "图.png", media_type: str = "image/png", kind: int = MEDIA_KIND_IMAGE
+) -> AsyncIterator[UploadMediaRequest]:
+    description = MediaDescription(name=name, media_type=media_type)
+    yield UploadMediaRequest(header=UploadMediaHeader(account=WECOM, description=description, kind=kind))
+    for start in range(0, len(data), 65536):
+        yield UploadMediaRequest(chunk=data[start : start + 65536])
+
+
+async def fetch(reply: "Reply", media_id: str) -> tuple[MediaDescription, list[bytes]]:
+    responses = [
+        response
+        async for response in reply.stub.FetchMedia(FetchMediaRequest(account=WECOM, media_id=media_id), timeout=10)
+    ]
+    return responses[0].description, [response.chunk for response in responses[1:]]
+
+
+async def test_a_file_comes_back_as_it_went(reply: "Reply") -> None:
+    """In chunks that every caller can take, described first."""
+    uploaded = await reply.stub.UploadMedia(uploading(PNG), timeout=10)
+    assert uploaded.HasField("expires_at")
+    description, chunks = await fetch(reply, uploaded.media_id)
+    assert description.media_type == "image/png"
+    assert b"".join(chunks) == PNG
+    assert all(len(chunk) <= 65536 for chunk in chunks)
+
+
+async def test_an_unknown_file_is_named_so(reply: "Reply") -> None:
+    """What the platform does not have, or no longer."""
+    with pytest.raises(errors.UnknownMedia):
+        await fetch(reply, "nothing")
+
+
+@pytest.mark.parametrize(
+    ("requests", "error", "named"),
+    [
+        (uploading(PNG, name=""), errors.InvalidRequest, "name"),
+        (uploading(PNG, media_type=""), errors.InvalidRequest, "media_type"),
+        (uploading(PNG, kind=0), errors.InvalidRequest, "kind"),
+        (uploading(b"GIF89a" + bytes(100)), errors.InvalidMedia, "JPG and PNG"),
+        (uploading(bytes((20 << 20) + 1)), errors.InvalidMedia, "20 MB"),
+    ],
+    ids=["name", "media_type", "kind", "form", "size"],
+)
+async def test_a_wrong_file_is_refused(
+    reply: "Reply", requests: AsyncIterator[UploadMediaRequest], error: type[Exception], named: str
+) -> None:
+    """The error says what would be taken."""
+    with pytest.raises(error, match=named):
+        await reply.stub.UploadMedia(requests, timeout=10)
+
+
+async def test_an_upload_begins_with_its_header(reply: "Reply") -> None:
+    """Bytes of nothing are refused."""
+
+    async def headless() -> AsyncIterator[UploadMediaRequest]:
+        yield UploadMediaRequest(chunk=b"x")
+
+    with pytest.raises(errors.InvalidRequest, match="header"):
+        await reply.stub.UploadMedia(headless(), timeout=10)
+
+
+# --- Accounts ---------------------------------------------------------------------------------------------
+
+
+async def test_a_good_account_is_connected_and_asked_about_rarely(reply: "Reply", platform: "Platform") -> None:
+    """Asking us often asks the platform once."""
+    for _ in range(5):
+        response = await reply.stub.CheckAccount(CheckAccountRequest(account=WECOM), timeout=5)
+        assert (response.connected, response.error_code, response.advice) == (True, "", "")
+    assert (await platform.books())["api_calls"] == 2  # gettoken, getcallbackip
+
+
+async def test_a_wrong_secret_is_told_with_advice(run_reply: "RunReply") -> None:
+    """The operator reads the code and what to do, in both languages."""
+    async with run_reply(secret="wrong") as reply:
+        response = await reply.stub.CheckAccount(CheckAccountRequest(account=WECOM), timeout=5)
+    assert (response.connected, response.error_code) == (False, "40001")
+    assert "copy the Secret" in response.advice
+    assert "重新复制" in response.advice
+
+
+async def test_a_wrong_secret_is_used_once(run_reply: "RunReply", platform: "Platform") -> None:
+    """However many deliveries and checks there are: the platform blocks addresses that go on."""
+    async with run_reply(secret="wrong") as reply:
+        await asyncio.gather(*(reply.deliver(f"r{number}", member=f"m{number}") for number in range(20)))
+        await reply.stub.CheckAccount(CheckAccountRequest(account=WECOM), timeout=5)
+        for number in range(20):
+            await reply.when(f"r{number}", lambda delivery: "40001" in delivery.last_error)
+    assert (await platform.books())["api_calls"] == 1
+
+
+async def test_an_unreachable_platform_is_told(run_reply: "RunReply") -> None:
+    """No error code: the platform said nothing."""
+    async with run_reply(api_base="http://127.0.0.1:1") as reply:
+        response = await reply.stub.CheckAccount(CheckAccountRequest(account=WECOM), timeout=5)
+    assert (response.connected, response.error_code) == (False, "")
+    assert "not reached" in response.advice

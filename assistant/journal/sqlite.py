@@ -53,10 +53,12 @@ class SqliteDatabase:
             ) from error
 
     def connect(self, *, read_only: bool) -> "SqliteConnection":
-        """Raises StorageUnavailable."""
+        """Raises StorageUnavailable, or InvalidSetting if the file is something else."""
         try:
             return SqliteConnection(self.path, read_only=read_only)
         except sqlite3.Error as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+                raise InvalidSetting(f"database {self.path} is not an SQLite file: choose another path") from error
             raise StorageUnavailable(f"database {self.path} cannot be opened: {error}") from error
 
     def trouble(self, error: Exception) -> str | None:

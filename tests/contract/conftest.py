@@ -19,6 +19,9 @@ def postgres_server() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="assistant-pg-") as folder:
         server = get_server(Path(folder) / "data")
         try:
+            with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+                connection.execute("ALTER SYSTEM SET fsync = off")  # the machine does not crash, and databases are many
+                connection.execute("SELECT pg_reload_conf()")
             yield server.get_uri()
         finally:
             server.cleanup()

@@ -22,7 +22,7 @@ from google.protobuf.descriptor_pb2 import MethodOptions
 
 from assistant import wire
 from assistant.backoff import Backoff
-from assistant.errors import ServiceUnavailable
+from assistant.errors import Cancelled, ServiceUnavailable
 from assistant.replica import Replica
 
 __all__ = ["Channel", "connect"]
@@ -189,6 +189,7 @@ class _Replicas:
         self._by_address: dict[str, Replica] = {}
         self._ready: list[Replica] = []
         self._unresolved = ""
+        self._closed = False
         self.changed = _Changed()
         self._keeper = asyncio.create_task(self._keep_resolved())
         self._retiring: set[asyncio.Task[None]] = set()
@@ -200,12 +201,16 @@ class _Replicas:
         return min(self._ready, key=_burden, default=None)
 
     async def pick(self, deadline: float, *, patient: bool) -> Replica:
-        """The one to call, once there is one. Raises ServiceUnavailable: at the deadline, or, if not `patient`,
-        as soon as all attempts to connect failed.
+        """The one to call, once there is one.
+
+        Raises ServiceUnavailable at the deadline or, if not `patient`, as soon as all attempts to connect
+        failed; Cancelled once the channel is closed.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline - monotonic()):
                 while (replica := self.best()) is None:
+                    if self._closed:
+                        raise Cancelled(f"the channel to {self._target} was closed")
                     if not patient and (failure := self._failure()):
                         raise ServiceUnavailable(f"{self._target} cannot be reached: {failure}")
                     await self.changed.wait()
@@ -218,8 +223,10 @@ class _Replicas:
         return (self._unresolved or "") if not failures else failures[0] if all(failures) else ""
 
     async def close(self) -> None:
+        self._closed = True
         self._keeper.cancel()
-        replicas, self._by_address, self._ready = list(self._by_address.values()), {}, []
+        replicas, self._by_address = list(self._by_address.values()), {}
+        self._tell()
         await asyncio.gather(self._keeper, *(replica.close() for replica in replicas), return_exceptions=True)
         await asyncio.gather(*self._retiring)
 

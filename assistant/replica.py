@@ -1,6 +1,7 @@
 """One server as its callers see it: a connection that is kept up, and the calls on it."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -9,12 +10,12 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from assistant import wire
 from assistant.backoff import Backoff
-from assistant.errors import AssistantError, from_status
+from assistant.errors import AssistantError, ServiceUnavailable, from_status
 from assistant.mux import Multiplexer
 from assistant.telemetry import request_id
 
 _CONNECT_WITHIN_S = 5.0
-_GRACE_S = 60.0
+_LINGER_S = 60.0
 _OPTIONS = (
     *wire.OPTIONS,
     ("grpc.keepalive_permit_without_calls", 1),
@@ -42,7 +43,8 @@ class Replica:
         self._mux: Multiplexer | None = None
         self._channel: Any
         self._plain_calls = 0
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closed = asyncio.Event()
+        self._lingering: set[asyncio.Task[None]] = set()
         self._keeper = asyncio.create_task(self._keep_connected())
 
     @property
@@ -52,11 +54,10 @@ class Replica:
 
     async def close(self) -> None:
         """Break the connection. What is in flight fails."""
+        self._closed.set()
         self._keeper.cancel()
         await asyncio.gather(self._keeper, return_exceptions=True)
-        for task in self._closing:
-            task.cancel()
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        await asyncio.gather(*self._lingering)
 
     # --- Calls --------------------------------------------------------------------------------------------
 
@@ -79,6 +80,8 @@ class Replica:
                 yield response
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from None
+        except asyncio.CancelledError:
+            raise _unless_we_are(ServiceUnavailable("the connection was closed")) from None
         finally:
             self._plain_calls -= 1
             call.cancel()
@@ -89,6 +92,8 @@ class Replica:
             return await method(argument, timeout=time_left_s, metadata=_metadata())
         except grpc.aio.AioRpcError as error:
             raise _translated(error) from None
+        except asyncio.CancelledError:
+            raise _unless_we_are(ServiceUnavailable("the connection was closed")) from None
         finally:
             self._plain_calls -= 1
 
@@ -107,10 +112,12 @@ class Replica:
             except TimeoutError:
                 self.failure = f"no answer within {_CONNECT_WITHIN_S} s"
             finally:
-                if self.ready:
+                was_ready, self.ready, self._mux = self.ready, False, None
+                if was_ready:
                     backoff.reset()
-                self.ready, self._mux = False, None
-                self._close_later(channel)
+                    self._close_later(channel)
+                else:
+                    await channel.close()
             self._changed()
             await asyncio.sleep(backoff.next_s())
 
@@ -137,10 +144,16 @@ class Replica:
         return await _watch(channel, tell)
 
     def _close_later(self, channel: grpc.aio.Channel) -> None:
-        """Close the channel once its plain calls are done: the server may still answer them."""
-        task = asyncio.create_task(channel.close(_GRACE_S))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        task = asyncio.create_task(self._linger(channel))
+        self._lingering.add(task)
+        task.add_done_callback(self._lingering.discard)
+
+    async def _linger(self, channel: grpc.aio.Channel) -> None:
+        """Close a channel after its plain calls had the time to end: a server that drains still answers them."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                await self._closed.wait()
+        await channel.close()
 
 
 async def _watch(channel: grpc.aio.Channel, tell: Callable[[bool], None]) -> None:
@@ -156,6 +169,12 @@ async def _watch(channel: grpc.aio.Channel, tell: Callable[[bool], None]) -> Non
             raise
         tell(True)
         await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+
+
+def _unless_we_are(error: AssistantError) -> BaseException:
+    """What a CancelledError means: gRPC raises it for a closed channel as well as for a cancelled task."""
+    task = asyncio.current_task()
+    return asyncio.CancelledError() if task is not None and task.cancelling() else error
 
 
 def _metadata() -> tuple[tuple[str, str], ...]:

@@ -144,10 +144,8 @@ def _handler(method: Method) -> "grpc.RpcMethodHandler[Any, Any]":
     async def unary(payload: bytes, context: Any) -> bytes:
         call = _call(method, context)
         try:
-            if not method.waits:
-                return method.run(payload, call)
             async with asyncio.timeout(call.time_left_s()):
-                return await method.run_waiting(payload, call)
+                return await method.run_waiting(payload, call) if method.waits else method.run(payload, call)
         except AssistantError as error:
             return await _abort(context, error)
 
@@ -181,6 +179,7 @@ def _call(method: Method, context: Any) -> Call:
 
 
 async def _abort(context: Any, error: AssistantError) -> NoReturn:
+    """End a gRPC call with a status that says what the error says."""
     status = to_status(error)
     await context.abort(error.code, status.message, ((wire.STATUS_DETAILS, status.SerializeToString()),))
-    raise AssertionError  # abort() always raises
+    raise AssertionError  # abort() raises

@@ -1,6 +1,6 @@
 """What one call costs, client and server together, in microseconds of CPU: plain gRPC against operations on a stream.
 
-    .venv/bin/python tests/bench/transport.py [calls per case]
+.venv/bin/python tests/bench/transport.py [calls per case]
 """
 
 import asyncio
@@ -23,10 +23,12 @@ IN_FLIGHT = (1, 16, 64)
 class Trivial:
     """Methods that do nothing, so that only the way to them costs."""
 
-    def OpenCallback(self, request, call):
+    def OpenCallback(
+        self, request: crypto_pb2.OpenCallbackRequest, call: server.Call
+    ) -> crypto_pb2.OpenCallbackResponse:
         return crypto_pb2.OpenCallbackResponse(payload=request.body, key_id="configured")
 
-    async def SealReply(self, request, call):
+    async def SealReply(self, request: crypto_pb2.SealReplyRequest, call: server.Call) -> crypto_pb2.SealReplyResponse:
         return crypto_pb2.SealReplyResponse(body=request.payload)
 
 
@@ -41,7 +43,9 @@ def _cpu_s(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)  # the process's CPU clock: clock_getcpuclockid(3)
 
 
-async def _measure(port: int, pid: int, multiplex: bool, waits: bool, in_flight: int, calls: int) -> tuple[float, float, float]:
+async def _measure(
+    port: int, pid: int, multiplex: bool, waits: bool, in_flight: int, calls: int
+) -> tuple[float, float, float]:
     """Calls per second, and CPU microseconds per call of client and server."""
     async with connect(f"127.0.0.1:{port}", multiplex=multiplex) as channel:
         stub = CryptoServiceStub(channel)
@@ -56,7 +60,8 @@ async def _measure(port: int, pid: int, multiplex: bool, waits: bool, in_flight:
         before = time.perf_counter(), time.process_time(), _cpu_s(pid)
         await asyncio.gather(*(caller(calls // in_flight) for _ in range(in_flight)))
         seconds, client, server_ = (
-            now - then for now, then in zip((time.perf_counter(), time.process_time(), _cpu_s(pid)), before, strict=True)
+            now - then
+            for now, then in zip((time.perf_counter(), time.process_time(), _cpu_s(pid)), before, strict=True)
         )
         done = calls // in_flight * in_flight
         return done / seconds, client / done * 1e6, server_ / done * 1e6
@@ -64,18 +69,20 @@ async def _measure(port: int, pid: int, multiplex: bool, waits: bool, in_flight:
 
 async def _compare(calls: int) -> None:
     command = [sys.executable, __file__, "serve"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(  # noqa: ASYNC220 - nothing else runs meanwhile
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         port = int(process.stdout.readline())
-        print(f"{'transport':12} {'method':10} {'in flight':>9} {'calls/s':>9} {'client us':>9} {'server us':>9} {'sum us':>7}")
+        titles = ("calls/s", "client us", "server us", "sum us")
+        print(f"{'transport':12} {'method':10} {'in flight':>9}", *(f"{title:>9}" for title in titles))
         for multiplex in (False, True):
             for waits in (False, True):
                 for in_flight in IN_FLIGHT:
                     count = calls if multiplex and in_flight > 1 else calls // 8
                     rate, client, server_ = await _measure(port, process.pid, multiplex, waits, in_flight, count)
-                    print(
-                        f"{'multiplexed' if multiplex else 'plain':12} {'async def' if waits else 'def':10} {in_flight:9} "
-                        f"{rate:9.0f} {client:9.1f} {server_:9.1f} {client + server_:7.1f}"
-                    )
+                    case = f"{'multiplexed' if multiplex else 'plain':12} {'async def' if waits else 'def':10}"
+                    figures = (client, server_, client + server_)
+                    print(f"{case} {in_flight:9} {rate:9.0f}", *(f"{figure:9.1f}" for figure in figures))
         process.stdin.close()
 
 

@@ -43,26 +43,30 @@ class _Settable(click.Group):
     """Every setting is a command, made from its declaration."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        plain = [f"{section}.{key}" for section, cls in sections().items() for key in fields(cls)]
-        return [f"channels.{name}" for name in plugin.channels()] + plain
+        known = sections()
+        keys = [f"{section}.{key}" for section, settings in known.items() for key in fields(settings)]
+        return [*(f"channels.{name}" for name in plugin.channels()), *known, *keys]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name.startswith("channels."):
             return _account_command(cmd_name.removeprefix("channels."))
+        known = sections()
+        if cmd_name in known:
+            return _section_command(cmd_name, fields(known[cmd_name]))
         section, _, key = cmd_name.rpartition(".")
-        declared = sections().get(section)
-        if declared is None or key not in fields(declared):
-            return None
-        return _setting_command(section, key, fields(declared)[key])
+        if section in known and key in fields(known[section]):
+            return _setting_command(section, key, fields(known[section])[key])
+        return None
 
 
 @config.command("set", cls=_Settable, subcommand_metavar="SETTING VALUE")
 def set_() -> None:
-    """Set one setting, or a channel's account.
+    """Set a channel's account, one setting, or several settings of a section at once.
 
     \b
     config set nlp.provider embedded
     config set channels.wecom --corpid … --secret … --token … --aeskey … --agentid …
+    config set edge --certificate … --private-key …
     """
 
 
@@ -127,20 +131,32 @@ def _setting_command(section: str, key: str, field: Field) -> click.Command:
     return click.Command(f"{section}.{key}", callback=write, params=[argument], help=_sentence(meaning(field)))
 
 
+def _section_command(section: str, described: Mapping[str, Field]) -> click.Command:
+    def write(**given: str | None) -> None:
+        _write_given(section, described, given)
+
+    options = [_option(name, field) for name, field in described.items()]
+    return click.Command(section, callback=write, params=[*options], help="Set several settings at once.")
+
+
 def _account_command(channel: str) -> click.Command:
     manifest = channel_manifest(channel)
     described = account_fields(manifest)
 
     def write(account: str, **given: str | None) -> None:
-        values = {name: _typed(value, described[name]) for name, value in given.items() if value is not None}
-        if not values:
-            raise click.UsageError(f"nothing to set: see `{ourselves()} config set channels.{channel} --help`")
-        _write(account_section(channel, account), values)
+        _write_given(account_section(channel, account), described, given)
 
     options = [_option(name, field) for name, field in described.items()]
     account = click.Option(["--account"], default=DEFAULT_ACCOUNT, show_default=True, help="Name of the account.")
     summary = f"Set an account of {manifest.title['en']} ({manifest.title['zh-CN']})."
     return click.Command(f"channels.{channel}", callback=write, params=[*options, account], help=summary)
+
+
+def _write_given(section: str, described: Mapping[str, Field], given: Mapping[str, str | None]) -> None:
+    values = {name: _typed(value, described[name]) for name, value in given.items() if value is not None}
+    if not values:
+        raise click.UsageError("nothing to set: --help names what there is")
+    _write(section, values)
 
 
 def _option(name: str, field: Field) -> click.Option:

@@ -41,6 +41,14 @@ def test_a_further_account_stands_beside_the_first(cli: Cli, tmp_path: Path) -> 
     assert (table["agentid"], table["accounts"]["branch"]["agentid"]) == (1000002, 1000003)
 
 
+def test_settings_that_belong_together_are_set_together(cli: Cli, tmp_path: Path) -> None:
+    """A section takes several settings at once, where one alone would not fit."""
+    done = cli("config", "set", "edge", "--certificate", "/a.pem", "--private-key", "/b.pem")
+    assert done.returncode == 0, done.stderr
+    edge = tomllib.loads((tmp_path / "config.toml").read_text())["edge"]
+    assert edge == {"certificate": "/a.pem", "private_key": "/b.pem"}
+
+
 def test_a_secret_can_be_typed_unseen(cli: Cli, tmp_path: Path) -> None:
     """An option of a secret without a value asks for it, so that it stays out of the shell's history."""
     arguments = ("--corpid", CORPID, "--token", TOKEN, "--aeskey", AESKEY, "--secret")

@@ -140,7 +140,8 @@ class Crypto(ABC):
         """Verify and decrypt a callback with whichever of the live keys fits (key_id -> key).
 
         `now` is Unix time in seconds; a callback older than `max_age_s`, or as far in the future, is stale.
-        Raises SignatureMismatch, StaleCallback, ReceiverMismatch, MalformedEnvelope, Undecryptable.
+        Raises SignatureMismatch, StaleCallback, ReceiverMismatch, MalformedEnvelope, UnsupportedMediaType,
+        Undecryptable.
         """
 
     @abstractmethod

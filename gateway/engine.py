@@ -46,7 +46,6 @@ class Engine:
     async def reply(self, message: InboundMessage, conversation: Conversation) -> GenerateReplyResponse:
         """Answer one message. Raises what the engine fails with when it fails for good or time is over."""
         turn_id = message_key(message)
-        locale = message.locale or self._locale
         deadline = time.monotonic() + self._timeout_s
         request = GenerateReplyRequest(
             turn_id=turn_id,
@@ -54,9 +53,9 @@ class Engine:
             conversation=message.conversation,
             message=message,
             history=conversation.entries,
-            skills=await self._skills_for(message, locale),
+            skills=await self._skills_for(message, message.locale or self._locale),
             state=conversation.state,
-            locale=locale,
+            locale=message.locale,
         )
         for _ in range(ROUNDS):
             response = await self._generate(request, deadline)
@@ -109,7 +108,7 @@ class Engine:
             account=request.account,
             conversation=request.conversation,
             sender=request.message.sender,
-            locale=request.locale,
+            locale=request.locale or self._locale,
         )
         try:
             done = await self._skills.InvokeSkill(invocation, timeout=_SKILL_TIMEOUT_S)

@@ -22,6 +22,7 @@ from assistant.errors import (
     SignatureMismatch,
     StaleCallback,
     Undecryptable,
+    UnsupportedMediaType,
 )
 from assistant.plugin import Callback, HttpBody, Opened
 from plugins.channels.wecom import CryptoSettings, check_key
@@ -34,6 +35,10 @@ _ENVELOPE = (
     "<xml><Encrypt><![CDATA[{encrypted}]]></Encrypt><MsgSignature><![CDATA[{signature}]]></MsgSignature>"
     "<TimeStamp>{timestamp}</TimeStamp><Nonce><![CDATA[{nonce}]]></Nonce></xml>"
 )
+
+
+_UNTYPED = ("text/plain", "application/octet-stream", "application/x-www-form-urlencoded")
+"""Content types that clients send when nobody told them what it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,7 @@ class Crypto(plugin.Crypto):
             case "GET":
                 encrypted = query["echostr"]
             case "POST":
+                _check_content_type(callback.headers.get("content-type", ""))
                 encrypted = _encrypted(callback.body)
             case method:
                 raise MalformedEnvelope(f"WeCom calls with GET and POST, not with {method[:16]!r}")
@@ -133,6 +139,13 @@ def _parameters(query: str) -> _Query:
             raise MalformedEnvelope("a parameter of the query is given twice: this is no callback of WeCom")
         parameters[name] = unquote(value)
     return parameters
+
+
+def _check_content_type(content_type: str) -> None:
+    """WeCom's documentation names none, so only what cannot be XML is refused."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind and not kind.endswith("xml") and kind not in _UNTYPED:
+        raise UnsupportedMediaType(f"WeCom posts XML, not {kind[:40]!r}")
 
 
 def _encrypted(body: bytes) -> str:

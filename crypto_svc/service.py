@@ -51,8 +51,8 @@ class CryptoService:
         self._changing = asyncio.Lock()
 
     def OpenCallback(self, request: OpenCallbackRequest, call: Call) -> OpenCallbackResponse:
-        keys = self._keyring.of(_name(request.account))
-        channel = request.account.channel
+        channel, name = _name(request.account)
+        keys = self._keyring.of((channel, name))
         if len(request.body) > MAX_BODY_BYTES:
             raise PayloadTooLarge(f"the callback has {len(request.body)} bytes, and none has over {MAX_BODY_BYTES}")
         callback = Callback(request.method, request.query, request.headers, request.body)
@@ -63,7 +63,7 @@ class CryptoService:
             telemetry.warning(
                 "callback_refused",
                 channel=channel,
-                account=request.account.name,
+                account=name,
                 reason=error.reason,
                 advice=str(error),
             )

@@ -4,8 +4,8 @@ Whatever a callback or a payload is, it is taken or refused with a named error; 
 """
 
 import contextlib
+import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from assistant.errors import AssistantError
 from assistant.plugin import Callback
 from assistant.settings import Source
 
-NOW = 1_700_000_000
+NOW = 1_700_000_000.0
 MANIFEST = plugin.channels()[CHANNEL]
-SETTINGS = SIMULATOR.credentials()
+VECTORS = Path(str(sys.modules[CRYPTO.__module__].__file__)).parent / "vectors"
+CASES = [case for file in VECTORS.glob("*.json") for case in json.loads(file.read_text("utf-8"))]
+SETTINGS = max((case["account"] for case in CASES if "inbound" in case), key=[case["account"] for case in CASES].count)
 SOURCE = Source({"channels": {CHANNEL: SETTINGS}}, {}, "the harness")
 
 
@@ -65,10 +67,11 @@ def one(data: bytes) -> None:
 
 
 def seed(corpus: Path) -> None:
-    """Begin with what is genuine."""
-    opened = crypto.open(genuine, keys, time.time(), 300).payload
-    for number, data in enumerate((genuine.body, genuine.query.encode(), opened)):
-        (corpus / f"seed-{number}").write_bytes(bytes([number]) + data)
+    """Begin with what is genuine, and with all that the vectors know of this account."""
+    payloads = [case["opened"].encode() for case in CASES if "opened" in case and case["account"] == SETTINGS]
+    seeds = [b"\0" + genuine.body, b"\1" + genuine.query.encode(), *(b"\2" + data for data in payloads)]
+    for number, data in enumerate(seeds):
+        (corpus / f"seed-{number}").write_bytes(data)
 
 
 if __name__ == "__main__":

@@ -141,10 +141,11 @@ class RowOperations:
         self._row = f"{_COLUMNS}, owner IN (SELECT owner FROM {leases} WHERE expires_at > {clock})"
         self._our_row = f"{_COLUMNS}, TRUE"
 
-        earlier_lives = "name = ?" if shared else "(name = ? OR TRUE)"  # a file has one process, all others are gone
+        # A file has one process: all others are gone, whatever the clock says.
+        earlier_lives, now = ("name = ?", clock) if shared else ("(name = ? OR TRUE)", "0.0")
         self.end_earlier_lives = _each(
             "end_earlier_lives",
-            f"UPDATE {leases} SET expires_at = {clock} WHERE owner <> ? AND {earlier_lives} AND expires_at > {clock}",
+            f"UPDATE {leases} SET expires_at = {now} WHERE owner <> ? AND {earlier_lives} AND expires_at > {now}",
             _nothing,
         )
         self.renew_lease = _each(
@@ -153,9 +154,7 @@ class RowOperations:
             "ON CONFLICT (owner) DO UPDATE SET expires_at = excluded.expires_at",
             _nothing,
         )
-        self.release_lease = _each(
-            "release_lease", f"UPDATE {leases} SET expires_at = {clock} WHERE owner = ?", _nothing
-        )
+        self.release_lease = _each("release_lease", f"UPDATE {leases} SET expires_at = {now} WHERE owner = ?", _nothing)
 
         blocked = (
             f"EXISTS (SELECT 1 FROM {table} AS earlier WHERE earlier.lane = {table}.lane AND earlier.seq < {table}.seq "

@@ -17,7 +17,7 @@ from typing import TypedDict, Unpack
 from uuid import uuid4
 
 from assistant import telemetry
-from assistant.errors import AssistantError
+from assistant.errors import StorageUnavailable
 from assistant.journal.journal import Journal
 from assistant.journal.row_operations import Admission, Admitted, Move, Row, RowOperations, schema
 from assistant.journal.worker import Call
@@ -78,7 +78,8 @@ class Rows:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._renewing
         self._renewed_at = float("-inf")
-        await self._journal.submit(self._operations.release_lease, (self._owner,))
+        with contextlib.suppress(StorageUnavailable):  # then it ends by itself
+            await self._journal.submit(self._operations.release_lease, (self._owner,))
 
     def owns(self, row: Row) -> bool:
         """Whether the row was ours when it was read."""
@@ -98,7 +99,7 @@ class Rows:
             await asyncio.sleep(RENEW_EVERY_S)
             try:
                 await self._renew()
-            except AssistantError as error:
+            except StorageUnavailable as error:
                 telemetry.error("lease_not_renewed", error, owner=self._owner)
 
     # --- Work -------------------------------------------------------------------------------------------

@@ -198,6 +198,27 @@ async def test_purging_forgets_old_closed_rows(rows: Rows) -> None:
     assert [row.key for row in await rows.list(None, None, 9)] == ["d"]
 
 
+async def test_work_goes_on_while_old_rows_are_purged(rows: Rows) -> None:
+    """Admissions beside a purge in batches are all stored, and the purge forgets only what is old and closed."""
+    for start in range(0, 600, 200):
+        keys = [f"old {number}" for number in range(start, start + 200)]
+        await asyncio.gather(*(rows.admit(key, "lane", b"x" * 400) for key in keys))
+        await asyncio.gather(*(rows.move(key, State.DONE) for key in keys))
+    closed_before = time.time() + 60
+
+    async def purge() -> int:
+        purged = 0
+        while batch := await rows.purge(closed_before, 50):
+            purged += batch
+        return purged
+
+    purging = asyncio.create_task(purge())
+    admitted = await asyncio.gather(*(rows.admit(f"new {number}", "lane", b"") for number in range(100)))
+    assert await purging == 600
+    assert all(each.new for each in admitted)
+    assert await rows.counts() == {State.WAITING: 100}
+
+
 async def test_numbers_are_not_used_again(rows: Rows) -> None:
     """A row admitted after the newest one was forgotten gets a number of its own."""
     old = (await rows.admit("a", "lane", b"")).row

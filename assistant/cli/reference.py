@@ -54,6 +54,8 @@ def _default(field: Field) -> str:
     if field.required:
         return "must be set"
     value = field.default if field.default is not NODEFAULT else field.default_factory()
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
     return "none" if value in (None, "") else f"`{str(value).replace(str(home()), '<home>')}`"
 
 

@@ -30,6 +30,9 @@ _RECOVER_AT_ONCE = 500
 _PURGE_AT_ONCE = 200
 _PURGE_PAUSE_S = 0.05
 
+SENDS_OF_A_LANE = "SELECT result FROM outbox WHERE lane = ? AND updated_at >= ? AND result IS NOT NULL"
+"""How far the deliveries of a lane have come that changed since a time."""
+
 
 class State(IntEnum):
     """How a delivery stands; below 2 something remains to be done."""
@@ -282,8 +285,7 @@ def _encode(progress: Progress) -> bytes:
 
 
 def _sends(transaction: Transaction, batch: list[tuple[str, float]]) -> list[list[bytes]]:
-    sql = "SELECT result FROM outbox WHERE lane = ? AND updated_at >= ? AND result IS NOT NULL"
-    return [[result for (result,) in records] for records in transaction.executemany(sql, batch)]
+    return [[result for (result,) in records] for records in transaction.executemany(SENDS_OF_A_LANE, batch)]
 
 
 def _probe(transaction: Transaction, batch: list[tuple[float]]) -> list[None]:

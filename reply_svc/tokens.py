@@ -42,13 +42,14 @@ class TokenCache:
         Raises what fetching one raised; for a while after a failure the same again, without asking.
         """
         now = self._clock.now()
-        if now >= self._renew_at:
-            flight = self._fetching(now)
-            if now >= self._ends_at and flight:
-                await asyncio.shield(flight)  # whoever stops waiting must not stop it for the others
-        if self._clock.now() < self._ends_at:
+        flight = self._fetching(now) if now >= self._renew_at else None
+        if now < self._ends_at:
             return self._token
-        raise (self._failure or _unexplained()).with_traceback(None)
+        if flight:
+            await asyncio.shield(flight)  # whoever stops waiting must not stop it for the others
+        if self._failure:
+            raise self._failure.with_traceback(None)
+        return self._token  # just fetched: good for this once, however short its life
 
     def drop(self, token: str) -> None:
         """Forget a token that the platform refused, unless it was replaced already."""
@@ -91,15 +92,13 @@ class TokenCache:
         self._ends_at = now + token.lifetime_s
         self._renew_at = self._ends_at - min(RENEW_BEFORE_S, token.lifetime_s / 2)
         self._failure = None
+        self._ask_again_at = 0.0
         _fetches.labels("ok").inc()
 
     def _failed(self, error: Exception) -> None:
-        self._failure = error if isinstance(error, AssistantError) else _unexplained()
+        failure = error if isinstance(error, AssistantError) else Internal("no access token: reply_svc's log says why")
         pause_s = REFUSED_PAUSE_S if isinstance(error, PlatformMisconfigured) else FAILED_PAUSE_S
-        self._ask_again_at = self._clock.now() + max(pause_s, self._failure.retry_after_s or 0.0)
-        _fetches.labels(self._failure.reason).inc()
-        telemetry.error("token_fetch_failed", error, pause_s=pause_s)
-
-
-def _unexplained() -> AssistantError:
-    return Internal("no access token was got: the log of reply_svc says why")
+        self._failure = failure
+        self._ask_again_at = self._clock.now() + max(pause_s, failure.retry_after_s or 0.0)
+        _fetches.labels(failure.reason).inc()
+        telemetry.error("token_fetch_failed", error)

@@ -129,6 +129,17 @@ async def test_a_token_refused_twice_is_an_error(tokens: TokenCache, platform: P
     assert used == ["1", "2"]
 
 
+async def test_a_token_without_a_life_is_used_once(clock: SetClock) -> None:
+    """The platform may give out a token that ends at once: better than none."""
+    fetched = iter("123")
+
+    async def fetch() -> AccessToken:
+        return AccessToken(next(fetched), 0)
+
+    tokens = TokenCache(fetch, clock)
+    assert [await tokens.get(), await tokens.get()] == ["1", "2"]
+
+
 async def test_a_refused_secret_is_not_asked_for_again(tokens: TokenCache, platform: Platform, clock: SetClock) -> None:
     """A wrong secret costs one call in ten minutes, however many want a token."""
     platform.failure = PlatformMisconfigured("wrong")

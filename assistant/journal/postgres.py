@@ -109,14 +109,17 @@ class PostgresConnection:
 
     def execute(self, sql: str, params: Params = ()) -> list[Record]:
         """See `Transaction`."""
-        cursor = self._connection.execute(_numbered(sql), params, binary=True)
-        self._pipeline.sync()
-        return cursor.fetchall() if cursor.description else []
+        return self.executemany(sql, [params])[0]
 
     def executemany(self, sql: str, batch: Sequence[Params]) -> list[list[Record]]:
         """See `Transaction`."""
-        cursors = [self._connection.execute(_numbered(sql), params, binary=True) for params in batch]
-        self._pipeline.sync()
+        try:
+            cursors = [self._connection.execute(_numbered(sql), params, binary=True) for params in batch]
+            self._pipeline.sync()
+        except psycopg.Error:
+            with suppress(psycopg.Error):
+                self._pipeline.sync()  # what was sent after the wrong one has failed with it
+            raise
         return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
 
     def execute_batch(self, sql: str, columns: Mapping[str, str], rows: Sequence[Params]) -> list[Record]:

@@ -228,6 +228,18 @@ async def test_a_wrong_operation_hurts_only_its_caller(journal: Journal) -> None
     assert sorted(await journal.query(READ, "_")) == [str(number) for number in range(10)]
 
 
+async def test_a_wrong_operation_may_stand_anywhere(journal: Journal) -> None:
+    """Wherever in a large transaction the failing ones stand, all others are stored."""
+    await journal.submit(WRITE, "twice")
+    for place in (0, 1, 100, 199):
+        texts = [f"{place} {number}" for number in range(200)]
+        texts[place] = "twice"
+        results = await asyncio.gather(*(journal.submit(WRITE, text) for text in texts), return_exceptions=True)
+        assert [number for number, result in enumerate(results) if isinstance(result, BaseException)] == [place]
+        assert type(results[place]).__name__ in ("IntegrityError", "UniqueViolation")
+        assert len(await journal.query(READ, f"{place} %")) == 199
+
+
 async def test_a_wrong_post_does_not_stop_the_others(journal: Journal) -> None:
     """A posted operation that can never succeed is given up, counted, and those around it are stored."""
     before = metric("assistant_journal_refused_operations_total")

@@ -8,11 +8,11 @@ import hmac
 import os
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from hashlib import sha1
 from urllib.parse import unquote
 
 from Crypto.Cipher import AES
+from Crypto.Util.strxor import strxor
 
 from assistant import plugin, xml
 from assistant.errors import (
@@ -29,6 +29,7 @@ from plugins.channels.wecom import CryptoSettings, check_key
 
 _BLOCK_BYTES = 32
 """Padding is counted in blocks of the key's size, not of the cipher's."""
+_CIPHER_BLOCK_BYTES = 16
 _SALT_BYTES = 16
 _HEADER_BYTES = _SALT_BYTES + 4
 _ENVELOPE = (
@@ -41,12 +42,32 @@ _UNTYPED = ("text/plain", "application/octet-stream", "application/x-www-form-ur
 """Content types that clients send when nobody told them what it is."""
 
 
-@dataclass(frozen=True, slots=True)
 class Key:
-    """A Token and an EncodingAESKey, decoded."""
+    """A Token and an EncodingAESKey, decoded. For one thread only.
 
-    token: str = field(repr=False)
-    aes: bytes = field(repr=False)
+    Making a cipher costs several times what using it costs, so two are kept. A CBC cipher goes on where it ended,
+    and each message must begin with the IV: both are led back to it by one block that is then left out.
+    """
+
+    __slots__ = ("_decryptor", "_encryptor", "_iv", "_last", "_to_iv", "token")
+
+    def __init__(self, token: str, aes: bytes) -> None:
+        self.token = token
+        self._iv = self._last = aes[:_CIPHER_BLOCK_BYTES]
+        self._to_iv = AES.new(aes, AES.MODE_ECB).decrypt(self._iv)
+        self._decryptor = AES.new(aes, AES.MODE_CBC, self._iv)
+        self._encryptor = AES.new(aes, AES.MODE_CBC, self._iv)
+
+    def decrypt(self, ciphertext: bytes) -> bytes:
+        """A block is read with the ciphertext before it."""
+        return self._decryptor.decrypt(self._iv + ciphertext)[_CIPHER_BLOCK_BYTES:]
+
+    def encrypt(self, plain: bytes) -> bytes:
+        """The block in front encrypts to the IV, whatever was encrypted last."""
+        lead = strxor(self._to_iv, self._last)
+        ciphertext = self._encryptor.encrypt(lead + plain)[_CIPHER_BLOCK_BYTES:]
+        self._last = ciphertext[-_CIPHER_BLOCK_BYTES:]
+        return ciphertext
 
 
 class Crypto(plugin.Crypto):
@@ -93,7 +114,7 @@ class Crypto(plugin.Crypto):
         """Write the envelope of a passive reply (90968, 被动响应包). Its time stamp and nonce are its own."""
         plain = self._random(_SALT_BYTES) + struct.pack(">I", len(payload)) + payload + self._receiver
         padding = _BLOCK_BYTES - len(plain) % _BLOCK_BYTES
-        ciphertext = AES.new(key.aes, AES.MODE_CBC, key.aes[:16]).encrypt(plain + bytes([padding]) * padding)
+        ciphertext = key.encrypt(plain + bytes([padding]) * padding)
         encrypted = binascii.b2a_base64(ciphertext, newline=False).decode()
         timestamp, nonce = str(int(now)), str(int.from_bytes(self._random(4), "big"))
         envelope = _ENVELOPE.format(
@@ -107,7 +128,7 @@ class Crypto(plugin.Crypto):
     def _decrypt(self, ciphertext: bytes, signers: Mapping[str, Key]) -> tuple[str, bytes]:
         """Keys may share a Token: then the one that decrypts it is meant."""
         for key_id, key in signers.items():
-            opened = _unpack(AES.new(key.aes, AES.MODE_CBC, key.aes[:16]).decrypt(ciphertext))
+            opened = _unpack(key.decrypt(ciphertext))
             if opened is None:
                 continue
             message, receiver = opened

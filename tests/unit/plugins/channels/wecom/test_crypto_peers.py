@@ -75,7 +75,7 @@ def _install() -> None:
             text=True,
         )
         if done.returncode != 0:
-            pytest.skip(f"TENCENT'S IMPLEMENTATION IS NOT TESTED AGAINST: npm cannot install it: {done.stderr[-300:]!s}")
+            pytest.skip(f"NOT TESTED AGAINST TENCENT'S LIBRARY: npm cannot install it: {done.stderr[-300:]!s}")
         installed.write_text(wanted, "utf-8")
 
 

@@ -22,12 +22,13 @@ from google.protobuf.descriptor_pb2 import MethodOptions
 
 from assistant import wire
 from assistant.backoff import Backoff
-from assistant.errors import Cancelled, ServiceUnavailable
+from assistant.errors import Cancelled, Overloaded, ServiceUnavailable
+from assistant.mux import MAX_IN_FLIGHT
 from assistant.replica import Replica
 
 __all__ = ["Channel", "connect"]
 
-_RESOLVE_EVERY_S = 5.0
+_RESOLVE_EVERY_S = 2.0
 _RESOLVE_AT_MOST_EVERY_S = 0.5
 
 
@@ -190,9 +191,10 @@ class _Replicas:
         self._ready: list[Replica] = []
         self._unresolved = ""
         self._closed = False
+        self._waiting = 0
         self.changed = _Changed()
         self._keeper = asyncio.create_task(self._keep_resolved())
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[Replica, asyncio.Task[None]] = {}
 
     def best(self) -> Replica | None:
         """The one to call now; None if none is connected."""
@@ -204,8 +206,17 @@ class _Replicas:
         """The one to call, once there is one.
 
         Raises ServiceUnavailable at the deadline or, if not `patient`, as soon as all attempts to connect
-        failed; Cancelled once the channel is closed.
+        failed; Cancelled once the channel is closed; Overloaded if too many wait already.
         """
+        if self._waiting >= MAX_IN_FLIGHT:
+            raise Overloaded(f"{MAX_IN_FLIGHT} calls wait for {self._target} already")
+        self._waiting += 1
+        try:
+            return await self._first(deadline, patient)
+        finally:
+            self._waiting -= 1
+
+    async def _first(self, deadline: float, patient: bool) -> Replica:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline - monotonic()):
                 while (replica := self.best()) is None:
@@ -225,10 +236,11 @@ class _Replicas:
     async def close(self) -> None:
         self._closed = True
         self._keeper.cancel()
-        replicas, self._by_address = list(self._by_address.values()), {}
+        replicas = [*self._by_address.values(), *self._retiring]
+        self._by_address.clear()
         self._tell()
         await asyncio.gather(self._keeper, *(replica.close() for replica in replicas), return_exceptions=True)
-        await asyncio.gather(*self._retiring)
+        await asyncio.gather(*self._retiring.values())
 
     async def _keep_resolved(self) -> None:
         """Follow what the target's host names stand for: every few seconds, and soon after a change of ours."""
@@ -245,13 +257,16 @@ class _Replicas:
 
     def _set(self, addresses: list[str]) -> None:
         for address in self._by_address.keys() - addresses:
-            task = asyncio.create_task(self._by_address.pop(address).close())
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            replica = self._by_address.pop(address)
+            self._retiring[replica] = asyncio.create_task(self._retire(replica))
         for address in addresses:
             if address not in self._by_address:
                 self._by_address[address] = Replica(address, self._multiplex, self._tell)
         self._tell()
+
+    async def _retire(self, replica: Replica) -> None:
+        await replica.retire()
+        del self._retiring[replica]
 
     def _tell(self) -> None:
         self._ready = [replica for replica in self._by_address.values() if replica.ready]

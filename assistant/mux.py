@@ -43,7 +43,8 @@ PATH = f"/{SERVICE}/Exchange"
 
 _BATCH_ITEMS = 256
 _BATCH_BYTES = 256 << 10
-_MAX_IN_FLIGHT = 10_000
+MAX_IN_FLIGHT = 10_000
+"""Operations of one stream at once."""
 _TICKS_PER_S = 100
 
 M = TypeVar("M", bound=Message)
@@ -186,7 +187,7 @@ class _Exchange:
                 self._begin(operation, now)
             for operation_id in request.cancelled_ids:
                 self._cancel(operation_id)
-            while len(self._running) + len(self._responses) > _MAX_IN_FLIGHT:
+            while len(self._running) + len(self._responses) > MAX_IN_FLIGHT:
                 self._room.clear()
                 await self._room.wait()
 
@@ -235,8 +236,6 @@ class Multiplexer:
     """One stream of operations, as the client sees it. Lives as long as the stream."""
 
     def __init__(self) -> None:
-        self.serving = False
-        """Whether the server takes new operations gladly."""
         self._requests = _Batches(ExchangeRequest)
         self._waiting: dict[int, asyncio.Future[Result]] = {}
         self._deadlines = _Deadlines(self._expire)
@@ -246,8 +245,8 @@ class Multiplexer:
         """Operations in flight."""
         return len(self._waiting)
 
-    async def run(self, channel: grpc.aio.Channel, opened: Callable[[], None]) -> None:
-        """Exchange until the stream ends; `opened` is called whenever `serving` may have changed.
+    async def run(self, channel: grpc.aio.Channel, tell: Callable[[bool], None]) -> None:
+        """Exchange until the stream ends. `tell` learns whether the server is serving: first of all, and again.
 
         Raises grpc.aio.AioRpcError. Whatever is still in flight then fails with ServiceUnavailable.
         """
@@ -257,8 +256,7 @@ class Multiplexer:
         try:
             while (response := await call.read()) is not grpc.aio.EOF:
                 if response.serving_state:
-                    self.serving = response.serving_state == SERVING_STATE_SERVING
-                    opened()
+                    tell(response.serving_state == SERVING_STATE_SERVING)
                 for result in response.results:
                     future = self._waiting.pop(result.id, None)
                     if future is not None and not future.done():
@@ -280,8 +278,8 @@ class Multiplexer:
 
     async def call(self, method: str, payload: bytes, time_left_s: float, request_id: str) -> bytes:
         """Run one operation and return its response. Raises AssistantError."""
-        if len(self._waiting) >= _MAX_IN_FLIGHT:
-            raise Overloaded(f"{_MAX_IN_FLIGHT} calls wait for one server already")
+        if len(self._waiting) >= MAX_IN_FLIGHT:
+            raise Overloaded(f"{MAX_IN_FLIGHT} calls wait for one server already")
         self._last_id = operation_id = self._last_id + 1
         self._requests.to_add(len(payload)).operations.add(
             id=operation_id,

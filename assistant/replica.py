@@ -16,12 +16,14 @@ from assistant.telemetry import request_id
 
 _CONNECT_WITHIN_S = 5.0
 _LINGER_S = 60.0
+_IDLE_CHECK_S = 0.1
 _OPTIONS = (
     *wire.OPTIONS,
-    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection, without the backoff of the last
     ("grpc.enable_http_proxy", 0),
 )
+# Only our own servers, those with Exchange, welcome pings on an idle connection; others end it.
+_KEPT_ALIVE = (*_OPTIONS, ("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 5_000))
 
 
 class Replica:
@@ -51,6 +53,15 @@ class Replica:
     def load(self) -> int:
         """Calls in flight."""
         return self._plain_calls + (len(self._mux) if self._mux is not None else 0)
+
+    async def retire(self) -> None:
+        """Close once what is in flight has ended."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while self.load and not self._closed.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._closed.wait(), _IDLE_CHECK_S)
+        await self.close()
 
     async def close(self) -> None:
         """Break the connection. What is in flight fails."""
@@ -101,14 +112,18 @@ class Replica:
 
     async def _keep_connected(self) -> None:
         backoff = Backoff()
+        multiplex = self._multiplex
         while True:
-            channel = grpc.aio.insecure_channel(self._address, _OPTIONS)
+            channel = grpc.aio.insecure_channel(self._address, _KEPT_ALIVE if multiplex else _OPTIONS)
+            offered = True
             try:
                 async with asyncio.timeout(_CONNECT_WITHIN_S) as limit:
-                    await self._stay_connected(channel, limit)
+                    await self._stay_connected(channel, multiplex, limit)
                 self.failure = "the server ended the connection"
             except grpc.aio.AioRpcError as error:
-                self.failure = error.details() or error.code().name
+                offered = error.code() is not grpc.StatusCode.UNIMPLEMENTED
+                if offered:
+                    self.failure = error.details() or error.code().name
             except TimeoutError:
                 self.failure = f"no answer within {_CONNECT_WITHIN_S} s"
             finally:
@@ -118,30 +133,19 @@ class Replica:
                     self._close_later(channel)
                 else:
                     await channel.close()
+            multiplex = self._multiplex and offered
             self._changed()
             await asyncio.sleep(backoff.next_s())
 
-    async def _stay_connected(self, channel: grpc.aio.Channel, limit: asyncio.Timeout) -> None:
-        self._channel = channel
+    async def _stay_connected(self, channel: grpc.aio.Channel, multiplex: bool, limit: asyncio.Timeout) -> None:
+        mux = Multiplexer() if multiplex else None
 
         def tell(serving: bool) -> None:
             limit.reschedule(None)
-            self.ready, self.serving = True, serving
+            self._channel, self._mux, self.ready, self.serving = channel, mux, True, serving
             self._changed()
 
-        if self._multiplex:
-            mux = Multiplexer()
-
-            def tell_multiplexed() -> None:
-                self._mux = mux
-                tell(mux.serving)
-
-            try:
-                return await mux.run(channel, tell_multiplexed)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
-                    raise
-        return await _watch(channel, tell)
+        await (mux.run(channel, tell) if mux is not None else _watch(channel, tell))
 
     def _close_later(self, channel: grpc.aio.Channel) -> None:
         task = asyncio.create_task(self._linger(channel))

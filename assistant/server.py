@@ -33,6 +33,8 @@ _GRACE_S = 10.0
 _OPTIONS = (
     *wire.OPTIONS,
     ("grpc.so_reuseport", 0),  # or a second process would silently share the port
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # callers may keep connections alive
     ("grpc.keepalive_permit_without_calls", 1),
     # No max_connection_age: it would break streams of operations, and our clients see new replicas without it.

@@ -5,11 +5,13 @@ One event is one JSON line on standard output. Metrics are prometheus_client's, 
 """
 
 import atexit
+import contextlib
 import logging
 import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -33,7 +35,7 @@ class _Lines:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._waiting: list[bytes] = []
+        self._waiting: deque[bytes] = deque()
         self._lock = threading.Lock()
         self._some = threading.Event()
         threading.Thread(target=self._flush_forever, name="log", daemon=True).start()
@@ -46,12 +48,10 @@ class _Lines:
     def flush(self) -> None:
         with self._lock:
             self._some.clear()
-            lines, self._waiting = self._waiting, []
-            try:
+            lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            with contextlib.suppress(OSError, ValueError):  # nobody reads us any longer: no reason to stop working
                 self._stream.write(b"".join(lines))
                 self._stream.flush()
-            except (OSError, ValueError):  # nobody reads our output any longer; that must not stop the service
-                pass
 
     def _flush_forever(self) -> None:
         while True:
@@ -97,7 +97,10 @@ class _LibraryHandler(logging.Handler):
 
 
 def start(service: str) -> None:
-    """Begin to write log lines as `service`. Until then nothing is written. Called first in every main."""
+    """Begin to write log lines as `service`. Until then nothing is written.
+
+    Called first in every main, and by a forked worker for itself.
+    """
     _log.service = service
     _log.lines = _Lines(sys.stdout.buffer)
     atexit.register(flush)

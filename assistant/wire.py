@@ -17,8 +17,6 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", 64 << 10),
     ("grpc.absolute_max_metadata_size", 64 << 10),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
 )
 """Options of every channel and server."""
 

@@ -299,6 +299,42 @@ async def test_a_name_of_two_families_is_one_server():
                 assert answer.key_id == "here"
 
 
+async def test_replicas_come_and_go_with_the_name(monkeypatch):
+    """A replica that a host's name newly stands for gets calls; one that it no longer stands for gets none."""
+    hosts = ["127.0.0.1"]
+    real = socket.getaddrinfo
+
+    def resolve(host, *arguments, **more):
+        return [
+            answer for name in hosts for answer in real(name if host == "replicas.test" else host, *arguments, **more)
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    one, two = Crypto("one"), Crypto("two")
+    async with (
+        served(one, "127.0.0.1:0") as first,
+        served(two, f"127.0.0.2:{first.port}"),
+        connect(f"replicas.test:{first.port}") as channel,
+        asyncio.timeout(60),
+    ):
+        stub = CryptoServiceStub(channel)
+
+        async def names() -> set[str]:
+            calls = (stub.OpenCallback(OpenCallbackRequest(), timeout=10) for _ in range(20))
+            return {answer.key_id for answer in await asyncio.gather(*calls)}
+
+        assert await names() == {"one"}
+        last = asyncio.ensure_future(stub.SealReply(SealReplyRequest(payload=b"x", query="5"), timeout=60))
+        hosts.append("127.0.0.2")
+        while await names() != {"one", "two"}:
+            await asyncio.sleep(0.05)
+        hosts.remove("127.0.0.1")
+        while await names() != {"two"}:
+            await asyncio.sleep(0.05)
+        assert (await last).body == b"x"
+        assert one.calls
+
+
 # --- Foreign servers and clients --------------------------------------------------------------------------
 
 

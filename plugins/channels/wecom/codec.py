@@ -373,6 +373,8 @@ def _changed_card(click: CardClick, content: Sequence[Content]) -> dict[str, Any
     if len(content) != 1 or content[0].card.card_id != click.card_id:
         return None
     card = content[0].card
+    if len(card.actions) == 1 and not card.actions[0].action_id and not card.actions[0].url:
+        return {"MsgType": "update_button", "Button": {"ReplaceName": card.actions[0].label}}
     if not card.actions or len(card.actions) > _MAX_BUTTONS or len(card.fields) > _MAX_ROWS:
         return None
     if any(action.url for action in card.actions):

@@ -6,7 +6,7 @@ CLI := $(BIN)/ai-assistant-cli
 PROTOS := $(shell find protos -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs ping proto docs check test bench lock clean
+.PHONY: help up down status logs ping proto docs check test bench lock clean chaos
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -70,6 +70,10 @@ check: $(VENV)/.dev proto ## Lint, types, protos, walls, documentation
 
 test: $(VENV)/.dev proto ## All tests, in parallel
 	$(BIN)/pytest -n auto
+
+chaos: $(VENV)/.dev proto ## Kill processes under load, 300 times on each store: about 20 minutes
+	$(BIN)/python -m tests.chaos --store sqlite --kills 300 --faults all
+	$(BIN)/python -m tests.chaos --store postgres --kills 300 --faults all
 
 clean: ## Remove what the commands made, except a mesh's state
 	rm -rf $(VENV) assistant/api build *.egg-info

@@ -1,0 +1,104 @@
+"""One run: a mesh under load, one fault after the other, and the books closed at the end."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from time import monotonic
+
+from assistant import plugin
+from tests.chaos.books import PATIENCE_S, Message
+from tests.chaos.faults import FAULTS, Kill
+from tests.chaos.mesh import Mesh
+from tests.chaos.platform import Platform
+from tests.chaos.report import Report, Struck
+
+_PROBE_EVERY_S = 0.1
+_RECOVERED_WITHIN_S = 30.0
+_CALM_S = 2.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do to a mesh."""
+
+    kills: int
+    longest_pause_s: float
+    faults: list[str]
+    rate: float
+    members: int
+    seed: int
+    offset: int
+
+
+async def run(plan: Plan, home: Path, databases: Mapping[str, str]) -> Report:
+    """Carry out the plan in a folder of its own."""
+    credentials = plugin.load("channels", "wecom", "simulator").credentials()
+    mesh = Mesh(
+        home, plan.offset, databases, cuttable="stream-cut" in plan.faults, jumping="clock-jumps" in plan.faults
+    )
+    platform = Platform(credentials, mesh.callback_url, plan.seed)
+    async with platform.desk.open() as api:
+        await mesh.prepare({**credentials, "api_base": api})
+        try:
+            await asyncio.to_thread(mesh.start)
+            return await _strike(plan, mesh, platform)
+        finally:
+            await asyncio.to_thread(mesh.stop)
+            await mesh.close()
+
+
+async def _strike(plan: Plan, mesh: Mesh, platform: Platform) -> Report:
+    report = Report()
+    async with platform.writing(plan.members, plan.rate):
+        await asyncio.sleep(_CALM_S)
+        await _kill(plan, mesh, platform, report)
+        for name in plan.faults:
+            fault = FAULTS[name](mesh, platform)
+            if why := fault.impossible():
+                report.skip(fault.name, why)
+                continue
+            began, sent = monotonic(), len(platform.books.messages)
+            await fault.strike()
+            ended = monotonic()
+            recovery_s = await _recovery_s(platform)
+            before = platform.books.messages[sent:]
+            await _answered(before, fault.settle_s)
+            report.add(Struck(fault.name, began, ended - began, recovery_s, sum(m.answered_at is None for m in before)))
+        platform.stop_writing()
+        await platform.settled(PATIENCE_S)
+        report.verdict = platform.books.close()
+        report.restarts = await asyncio.to_thread(mesh.restarts)
+        report.messages = platform.books.messages
+        report.strange = platform.books.strange
+    return report
+
+
+async def _kill(plan: Plan, mesh: Mesh, platform: Platform, report: Report) -> None:
+    kill, random = Kill(mesh, plan.seed), Random(plan.seed)
+    for _ in range(plan.kills):
+        await asyncio.sleep(random.uniform(0, plan.longest_pause_s))
+        name = await kill.strike()
+        report.add(Struck(f"kill {name}", monotonic(), 0.0, await _recovery_s(platform)))
+
+
+async def _recovery_s(platform: Platform) -> float:
+    """Seconds until the first message that is sent from now on is answered."""
+    began = monotonic()
+    probes: list[Message] = []
+    while monotonic() < began + _RECOVERED_WITHIN_S:
+        probes.append(platform.say(f"probe{len(probes)}", at_once=True))
+        next_at = monotonic() + _PROBE_EVERY_S
+        while monotonic() < next_at:
+            answered = [probe.answered_at for probe in probes if probe.answered_at is not None]
+            if answered:
+                return min(answered) - began
+            await asyncio.sleep(0.005)
+    return float("inf")
+
+
+async def _answered(messages: list[Message], limit_s: float) -> None:
+    deadline = monotonic() + limit_s
+    while any(message.answered_at is None for message in messages) and monotonic() < deadline:
+        await asyncio.sleep(0.1)

@@ -30,7 +30,7 @@ _ACCOUNTS = "accounts"
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all settings. A field's `Meta` carries its meaning (with unit) and its limits.
 
-    Subclasses say `kw_only=True` again: msgspec does not inherit it.
+    Subclasses say `frozen=True, kw_only=True` again: msgspec inherits the one, type checkers the other.
 
     A `__post_init__` may raise ValueError to refuse values that do not fit together.
     """

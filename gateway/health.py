@@ -30,7 +30,10 @@ class Health:
         accounts: Iterable[Account],
         inbox: Inbox,
     ) -> None:
-        self._services = {name: (HealthStub(channel), service) for name, (channel, service) in services.items()}
+        # The type of HealthStub knows none of its methods.
+        self._services: dict[str, tuple[Any, str]] = {
+            name: (HealthStub(channel), service) for name, (channel, service) in services.items()
+        }
         self._reply = reply
         self._accounts = list(accounts)
         self._inbox = inbox

@@ -10,6 +10,8 @@ from assistant.api.storage.v1.storage_pb2 import TurnRecord
 from assistant.journal import Admitted, Journal, Operation, Row, Rows, Transaction
 
 TABLE = "inbox"
+_RECOVER_AT_ONCE = 1_000
+_PURGE_AT_ONCE = 500
 MIGRATIONS = [
     *Rows.migrations(TABLE),
     # A conversation's history is read from its lane's newest rows.
@@ -77,7 +79,6 @@ class Inbox:
 
     async def close(self) -> None:
         """Write what is still to be written, and own rows no longer."""
-        await self._journal.flush()
         await self._rows.close()
         await self._journal.close()
 
@@ -99,7 +100,11 @@ class Inbox:
 
     async def recover(self) -> list[Row]:
         """Take over the open turns of gateways that died, oldest first."""
-        return await self._rows.recover(1_000)
+        rows: list[Row] = []
+        while True:
+            rows += (found := await self._rows.recover(_RECOVER_AT_ONCE))
+            if len(found) < _RECOVER_AT_ONCE:
+                return rows
 
     async def blocked(self, row: Row) -> bool:
         """Whether another gateway still works on an earlier turn of the same conversation."""
@@ -129,7 +134,7 @@ class Inbox:
 
     async def purge(self, keep_days: float) -> int:
         """Forget a batch of what was closed longer ago than this; returns how many."""
-        return await self._rows.purge(time.time() - keep_days * 86_400, 500)
+        return await self._rows.purge(time.time() - keep_days * 86_400, _PURGE_AT_ONCE)
 
     async def counts(self) -> dict[InboxState, int]:
         """How many messages stand how."""

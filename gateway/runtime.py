@@ -23,13 +23,14 @@ from gateway.conversations import Conversations
 from gateway.delivery import Delivery
 from gateway.engine import Engine
 from gateway.health import Health
-from gateway.inbox import MIGRATIONS, Inbox
+from gateway.inbox import MIGRATIONS, Inbox, InboxState
 from gateway.intake import Intake
 from gateway.settings import Configuration
 from gateway.turns import Turns
 
 _DRAIN_S = 8.0
 _RECOVER_EVERY_S = 1.0
+_COUNT_EVERY_S = 15.0
 _PURGE_EVERY_S = 60.0
 _PURGE_PAUSE_S = 0.1
 _OPEN = Gauge("assistant_inbox_rows", "Messages by how they stand", ["state"])
@@ -83,7 +84,8 @@ class Gateway:
         await gateway.inbox.open()
         await gateway.turns.recover()
         gateway._background = [
-            asyncio.create_task(gateway._every(_RECOVER_EVERY_S, gateway._look_after)),
+            asyncio.create_task(gateway._every(_RECOVER_EVERY_S, gateway._take_over)),
+            asyncio.create_task(gateway._every(_COUNT_EVERY_S, gateway._count)),
             asyncio.create_task(gateway._every(_PURGE_EVERY_S, gateway._purge)),
         ]
         telemetry.info("gateway_started", accounts=len(gateway.codecs))
@@ -105,11 +107,14 @@ class Gateway:
             with contextlib.suppress(AssistantError):
                 await job()
 
-    async def _look_after(self) -> None:
+    async def _take_over(self) -> None:
         if self.inbox.shared:
             await self.turns.recover()
-        for state, count in (await self.inbox.counts()).items():
-            _OPEN.labels(state.name.lower()).set(count)
+
+    async def _count(self) -> None:
+        counts = await self.inbox.counts()
+        for state in InboxState:
+            _OPEN.labels(state.name.lower()).set(counts.get(state, 0))
         _OLDEST.set(await self.inbox.oldest_open_s())
 
     async def _purge(self) -> None:

@@ -16,7 +16,7 @@ def _local(port: int) -> str:
     return f"127.0.0.1:{ports.moved(port)}"
 
 
-class GatewaySettings(Settings, kw_only=True):
+class GatewaySettings(Settings, frozen=True, kw_only=True):
     """Section `gateway`."""
 
     listen: Annotated[Address, Meta(description="where Envoy reaches the gateway")] = msgspec.field(
@@ -55,7 +55,7 @@ class GatewaySettings(Settings, kw_only=True):
     )
 
 
-class NlpSettings(Settings, kw_only=True):
+class NlpSettings(Settings, frozen=True, kw_only=True):
     """The part of section `nlp` that is the gateway's business."""
 
     target: Annotated[str, Meta(description="where the NLP service is reached; any that speaks the contract")] = (
@@ -63,7 +63,7 @@ class NlpSettings(Settings, kw_only=True):
     )
 
 
-class SkillsSettings(Settings, kw_only=True):
+class SkillsSettings(Settings, frozen=True, kw_only=True):
     """The part of section `skills` that is the gateway's business."""
 
     target: Annotated[str, Meta(description="where the skill service is reached; empty: beside our NLP service")] = (

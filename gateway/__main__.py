@@ -22,6 +22,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # gunicorn and its workers a
         "lifespan": "on",
         "access_log": False,
         "server_header": False,
+        "proxy_headers": False,  # who calls is Envoy's to log
         "timeout_keep_alive": 75,  # longer than Envoy keeps an idle connection, so that Envoy closes first
     }
 

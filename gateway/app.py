@@ -4,7 +4,7 @@ One Flask app on two addresses. What operators see is served on the admin addres
 """
 
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import orjson
@@ -18,8 +18,8 @@ from assistant.errors import AssistantError, UnknownMessage
 from assistant.plugin import Callback
 from assistant.settings import DEFAULT_ACCOUNT
 from gateway.inbox import InboxState, describe
-from gateway.intake import error_response, refusal
-from gateway.loop import Deferred, FlaskOnLoop
+from gateway.intake import error_answer, refusal
+from gateway.loop import Answer, Deferred, FlaskOnLoop, Scope
 from gateway.runtime import Gateway
 from gateway.settings import Configuration
 
@@ -31,8 +31,11 @@ callbacks = Blueprint("callbacks", __name__)
 operators = Blueprint("operators", __name__)
 
 
-def create_app(configuration: Configuration) -> FlaskOnLoop:
-    """The application that gunicorn's worker serves."""
+def create_app(configuration: Configuration, *, past_flask: bool = True) -> FlaskOnLoop:
+    """The application that gunicorn's worker serves.
+
+    `past_flask=False` lets callbacks go through Flask like all else: dearer, and the same in every answer.
+    """
     app = Flask(_GATEWAY)
     app.config["ADMIN_PORT"] = str(configuration.gateway.admin.port)
     app.config["HEADERS"] = {name: channel.headers for name, channel in plugin.channels().items()}
@@ -46,7 +49,10 @@ def create_app(configuration: Configuration) -> FlaskOnLoop:
     async def shutdown() -> None:
         await _gateway(app).close()
 
-    return FlaskOnLoop(app, startup=startup, shutdown=shutdown, max_body_bytes=MAX_BODY_BYTES)
+    def lane(scope: Scope, body: bytes) -> Awaitable[Answer] | None:
+        return _callback_past_flask(app, scope, body) if past_flask else None
+
+    return FlaskOnLoop(app, startup=startup, shutdown=shutdown, max_body_bytes=MAX_BODY_BYTES, lane=lane)
 
 
 def _gateway(app: Flask | None = None) -> Gateway:
@@ -56,10 +62,10 @@ def _gateway(app: Flask | None = None) -> Gateway:
 
 def _http_error(error: HTTPException) -> Response:
     reason = (error.name or "error").upper().replace(" ", "_")
-    headers = None
+    response = error_answer(error.code or 500, reason, error.description or "").response()
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
-        headers = {"Allow": ", ".join(error.valid_methods)}
-    return error_response(error.code or 500, reason, error.description or "", headers)
+        response.headers["Allow"] = ", ".join(error.valid_methods)
+    return response
 
 
 # --- For the world ----------------------------------------------------------------------------------------
@@ -69,25 +75,50 @@ def _http_error(error: HTTPException) -> Response:
 @callbacks.route("/<channel>/<account>", methods=["GET", "POST"])
 def callback(channel: str, account: str = DEFAULT_ACCOUNT) -> Response:
     """A platform calls."""
-    gateway = _gateway()
+    header, query = request.headers.get, request.query_string.decode("latin-1")
+    answer = _answer(current_app, channel, account, request.method, query, header, request.get_data())
+    if answer is None:
+        abort(404, f"No account {account!r} of a channel {channel!r} is configured.")
+    return Deferred(answer)
+
+
+def _callback_past_flask(app: Flask, scope: Scope, body: bytes) -> Awaitable[Answer] | None:
+    """What the view `callback` does, for the requests that come by the thousand: nothing else about them is special."""
+    if scope["method"] != "POST":
+        return None
+    channel, has_account, account = scope["path"][1:].partition("/")
+    headers = dict(scope["headers"])
+
+    def header(name: str) -> str | None:
+        value: bytes | None = headers.get(name.encode("latin-1"))
+        return None if value is None else value.decode("latin-1")
+
+    query = scope["query_string"].decode("latin-1")
+    return _answer(app, channel, account if has_account else DEFAULT_ACCOUNT, "POST", query, header, body)
+
+
+def _answer(
+    app: Flask, channel: str, account: str, method: str, query: str, header: Callable[[str], str | None], body: bytes
+) -> Awaitable[Answer] | None:
+    """The answer to a callback; None if there is no such account."""
+    gateway = _gateway(app)
     codec = gateway.codecs.get((channel, account))
     if codec is None:
-        abort(404, f"No account {account!r} of a channel {channel!r} is configured.")
-    telemetry.request_id.set(request.headers.get("x-request-id", ""))
-    wanted = current_app.config["HEADERS"][channel]
-    received = Callback(
-        request.method,
-        request.query_string.decode("latin-1"),
-        {name: value for name in wanted if (value := request.headers.get(name)) is not None},
-        request.get_data(),
-    )
-    return Deferred(gateway.intake.answer(Account(channel=channel, name=account), codec, received, _arrived_at()))
+        return None
+    telemetry.request_id.set(header("x-request-id") or "")
+    wanted = app.config["HEADERS"][channel]
+    headers = {name: value for name in wanted if (value := header(name)) is not None}
+    arrived_at = _arrived_at(header("x-request-start") or "")
+    named = Account(channel=channel, name=account)
+    return gateway.intake.answer(named, codec, Callback(method, query, headers, body), arrived_at)
 
 
-def _arrived_at() -> float:
-    """When the request reached the edge, on the monotonic clock: Envoy may have held it while we were restarted."""
+def _arrived_at(started: str) -> float:
+    """When the request reached the edge, on the monotonic clock: Envoy may have held it while we were restarted.
+
+    `started` is what Envoy says about it: "t=" and seconds since 1970.
+    """
     now, age_s = time.monotonic(), 0.0
-    started = request.headers.get("x-request-start", "")
     if started.startswith("t="):
         try:
             age_s = time.time() - float(started[2:])
@@ -102,7 +133,7 @@ def health() -> Response:
     return Deferred(_health(_gateway()))
 
 
-async def _health(gateway: Gateway) -> Response:
+async def _health(gateway: Gateway) -> Answer:
     report = await gateway.health.check()
     return _json(report, 200 if report["status"] == "ok" else 503)
 
@@ -173,7 +204,7 @@ async def _retry_message(gateway: Gateway, key: str) -> Any:
 
 
 def _deferred_json(work: Coroutine[Any, Any, Any]) -> Response:
-    async def answer() -> Response:
+    async def answer() -> Answer:
         try:
             return _json(await work)
         except AssistantError as error:
@@ -182,5 +213,5 @@ def _deferred_json(work: Coroutine[Any, Any, Any]) -> Response:
     return Deferred(answer())
 
 
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(value) + b"\n", status, content_type="application/json")
+def _json(value: Any, status: int = 200) -> Answer:
+    return Answer(orjson.dumps(value) + b"\n", "application/json", status)

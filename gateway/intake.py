@@ -6,11 +6,10 @@ open (crypto_svc) > parse (codec) > admit and answer (turns) > seal (crypto_svc)
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import orjson
-from flask import Response
 from prometheus_client import Counter
 
 from assistant import telemetry
@@ -18,6 +17,7 @@ from assistant.api.crypto.v1.crypto_pb2 import OpenCallbackRequest, OpenCallback
 from assistant.api.message.v1.message_pb2 import Account
 from assistant.errors import AssistantError, Internal
 from assistant.plugin import Callback, Codec
+from gateway.loop import Answer
 from gateway.turns import Turns
 
 if TYPE_CHECKING:
@@ -39,32 +39,32 @@ class Intake:
         self._turns = turns
         self._passive_budget_s = passive_budget_s
 
-    async def answer(self, account: Account, codec: Codec, callback: Callback, arrived_at: float) -> Response:
+    async def answer(self, account: Account, codec: Codec, callback: Callback, arrived_at: float) -> Answer:
         """Answer one callback. A valid one is never refused: trouble of ours is waited out."""
         try:
-            response, outcome = await self._answer(account, codec, callback, arrived_at)
+            answer, outcome = await self._answer(account, codec, callback, arrived_at)
         except AssistantError as error:
             telemetry.warning("callback_refused", channel=account.channel, reason=error.reason, detail=error.message)
-            response, outcome = refusal(error), error.reason.lower()
+            answer, outcome = refusal(error), error.reason.lower()
         except Exception as error:
             telemetry.error("callback_broken", error, channel=account.channel)
-            response, outcome = refusal(Internal()), Internal.reason.lower()
+            answer, outcome = refusal(Internal()), Internal.reason.lower()
         _count(account.channel, outcome).inc()
-        return response
+        return answer
 
     async def _answer(
         self, account: Account, codec: Codec, callback: Callback, arrived_at: float
-    ) -> tuple[Response, str]:
+    ) -> tuple[Answer, str]:
         # Past the platform's own limit it has given up on this callback and will repeat it.
         give_up_at = arrived_at + codec.reply_limit_s + 1.0
         opened = await _insist(lambda: self._open(account, callback), give_up_at)
         if opened.HasField("challenge"):
-            return Response(opened.challenge.body, content_type=opened.challenge.content_type), "challenge"
+            return Answer(opened.challenge.body, opened.challenge.content_type), "challenge"
         message = codec.parse(opened.payload)
         budget_s = min(self._passive_budget_s, codec.reply_limit_s)
         payload = await _insist(lambda: self._turns.answer(message, codec, arrived_at, budget_s), give_up_at)
         if payload is None:
-            return Response(codec.acknowledgement.body, content_type=codec.acknowledgement.content_type), "acknowledged"
+            return Answer(codec.acknowledgement.body, codec.acknowledgement.content_type), "acknowledged"
         try:
             return await _insist(lambda: self._seal(account, payload, callback, opened.key_id), give_up_at), "passive"
         finally:
@@ -80,10 +80,10 @@ class Intake:
         )
         return await self._crypto.OpenCallback(request, timeout=_CRYPTO_TIMEOUT_S)
 
-    async def _seal(self, account: Account, payload: bytes, callback: Callback, key_id: str) -> Response:
+    async def _seal(self, account: Account, payload: bytes, callback: Callback, key_id: str) -> Answer:
         request = SealReplyRequest(account=account, payload=payload, query=callback.query, key_id=key_id)
         sealed = await self._crypto.SealReply(request, timeout=_CRYPTO_TIMEOUT_S)
-        return Response(sealed.body, content_type=sealed.content_type)
+        return Answer(sealed.body, sealed.content_type)
 
 
 async def _insist(attempt: Callable[[], Awaitable[T]], give_up_at: float) -> T:
@@ -109,16 +109,15 @@ def _count(channel: str, outcome: str) -> Counter:
     return _CALLBACKS.labels(channel, outcome)
 
 
-def refusal(error: AssistantError) -> Response:
+def refusal(error: AssistantError) -> Answer:
     """The HTTP answer to what cannot be accepted. Says what is wrong as far as a stranger may know."""
     if error.reason in _OUTSIDE:
-        return error_response(401, "CALLBACK_REFUSED", "The callback is not one of this account's platform.")
+        return error_answer(401, "CALLBACK_REFUSED", "The callback is not one of this account's platform.")
     if error.http >= 500:
-        return error_response(503, error.reason, "The assistant is not available right now.")
-    return error_response(error.http, error.reason, error.message)
+        return error_answer(503, error.reason, "The assistant is not available right now.")
+    return error_answer(error.http, error.reason, error.message)
 
 
-def error_response(status: int, reason: str, message: str, headers: Mapping[str, str] | None = None) -> Response:
+def error_answer(status: int, reason: str, message: str) -> Answer:
     """An error as JSON."""
-    body = orjson.dumps({"error": reason, "message": message})
-    return Response(body, status, headers=headers, content_type="application/json")
+    return Answer(orjson.dumps({"error": reason, "message": message}), "application/json", status)

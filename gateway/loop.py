@@ -2,12 +2,15 @@
 
 A view is a plain function that never blocks. It returns a `Response`, or a `Deferred` whose answer the loop
 awaits; waiting then costs a few kilobytes instead of a thread.
+
+What a request costs Flask is a third of what it costs us. So there is a lane past it, for requests that are
+answered with nothing but bytes: `Lane`. Flask answers whatever the lane leaves.
 """
 
 import io
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from flask import Flask, Response
 
@@ -17,10 +20,26 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Hook = Callable[[], Awaitable[None]]
 
 
+class Answer(NamedTuple):
+    """What an HTTP request is answered."""
+
+    body: bytes
+    content_type: str
+    status: int = 200
+
+    def response(self) -> Response:
+        """As Flask has it."""
+        return Response(self.body, self.status, content_type=self.content_type)
+
+
+Lane = Callable[[Scope, bytes], Awaitable[Answer] | None]
+"""Answers a request, by its ASGI scope and body; None leaves it to Flask. What it raises is a defect of its own."""
+
+
 class Deferred(Response):
     """A response that is not there yet."""
 
-    def __init__(self, answer: Awaitable[Response]) -> None:
+    def __init__(self, answer: Awaitable[Answer]) -> None:
         super().__init__()
         self.answer = answer
 
@@ -29,11 +48,12 @@ class FlaskOnLoop:
     """The ASGI application that a Flask app is on an event loop.
 
     `startup` runs on the loop before the first request, `shutdown` after the last. A body of more than
-    `max_body_bytes` is answered 413 without being read to its end.
+    `max_body_bytes` is answered 413 without being read to its end. `lane` is asked before Flask.
     """
 
-    def __init__(self, app: Flask, *, startup: Hook, shutdown: Hook, max_body_bytes: int) -> None:
+    def __init__(self, app: Flask, *, startup: Hook, shutdown: Hook, max_body_bytes: int, lane: Lane) -> None:
         self._app = app
+        self._lane = lane
         self._startup = startup
         self._shutdown = shutdown
         self._max_body_bytes = max_body_bytes
@@ -60,15 +80,18 @@ class FlaskOnLoop:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await self._body(receive)
         if body is None:
-            response = Response('{"error":"PAYLOAD_TOO_LARGE"}', 413, content_type="application/json")
+            await _send(scope, send, Answer(b'{"error":"PAYLOAD_TOO_LARGE"}', "application/json", 413))
+        elif (answer := self._lane(scope, body)) is not None:
+            await _send(scope, send, await answer)
         else:
             response = self._dispatch(_environ(scope, body))
             if isinstance(response, Deferred):
-                response = await response.answer
-        data = response.get_data()
-        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
-        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": data if scope["method"] != "HEAD" else b""})
+                await _send(scope, send, await response.answer)
+            else:
+                headers = [
+                    (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers
+                ]
+                await _write(scope, send, response.status_code, headers, response.get_data())
 
     async def _body(self, receive: Receive) -> bytes | None:
         event = await receive()
@@ -91,6 +114,19 @@ class FlaskOnLoop:
             return self._app.handle_exception(error)
         finally:
             context.pop()
+
+
+async def _send(scope: Scope, send: Send, answer: Answer) -> None:
+    headers = [
+        (b"content-type", answer.content_type.encode("latin-1")),
+        (b"content-length", str(len(answer.body)).encode("latin-1")),
+    ]
+    await _write(scope, send, answer.status, headers, answer.body)
+
+
+async def _write(scope: Scope, send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body if scope["method"] != "HEAD" else b""})
 
 
 def _environ(scope: Scope, body: bytes) -> dict[str, Any]:

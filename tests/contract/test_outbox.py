@@ -100,8 +100,7 @@ async def test_the_next_process_delivers_what_remains(database_url: str, platfor
         platform.works.clear()
         for number in range(1, 4):
             await first.deliver(str(number))
-        closing = asyncio.get_running_loop().call_later(0.2, platform.works.set)  # the one under way is finished
-    closing.cancel()
+        asyncio.get_running_loop().call_later(0.2, platform.works.set)  # the one under way is finished
     async with replica(database_url, "a", platform) as second:
         await second.finished("3")
         assert await second.outbox.list(0, None, 1)

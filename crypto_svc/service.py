@@ -33,7 +33,7 @@ from crypto_svc.keyring import AccountKeys, AccountName, KeyRecord, Keyring
 
 MAX_BODY_BYTES = 256 * 1024
 
-_callbacks = Counter("assistant_callbacks", "Callbacks by what came of opening them.", ("channel", "outcome"))
+_callbacks = Counter("assistant_callbacks_opened", "Callbacks by what came of opening them.", ("channel", "outcome"))
 
 
 @cache

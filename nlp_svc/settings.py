@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta, field
 
-from assistant import ports
+from assistant import plugin, ports
 from assistant.settings import Address, Settings, home
 
 
@@ -31,3 +31,10 @@ class NlpSettings(Settings, frozen=True, kw_only=True):
     target: Annotated[
         str, Meta(description="where callers reach the NLP service: this one, or any other that speaks the contract")
     ] = field(default_factory=lambda: _local(ports.NLP))
+
+    def __post_init__(self) -> None:
+        installed = plugin.installed("engines")
+        if self.provider not in installed:
+            raise ValueError(
+                f"provider is {self.provider!r}, which is not installed. Installed: {', '.join(installed)}"
+            )

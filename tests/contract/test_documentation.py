@@ -97,9 +97,12 @@ def test_every_dependency_has_its_reason() -> None:
     assert missing - {project["name"]} == set()
 
 
-def test_help_lists_every_target() -> None:
-    """`make help` explains what can be made."""
+def test_help_and_readme_list_every_target() -> None:
+    """`make help` and the README explain what can be made."""
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony
-    assert all(f"make {target} " in shown for target in phony.group(1).split())
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for target in phony.group(1).split():
+        assert f"make {target} " in shown
+        assert f"`make {target}`" in readme

@@ -128,7 +128,7 @@ def test_a_bad_callback_is_refused_through_the_edge(healthy_mesh: Any) -> None:
 
 def test_logs_are_kept_per_process(healthy_mesh: Any) -> None:
     """`logs` prints what the processes wrote, and knows their names."""
-    assert "gateway: " in healthy_mesh.cli("logs", "gateway", "--lines", "1000").stdout
+    assert "crypto_svc: " in healthy_mesh.cli("logs", "crypto_svc", "--lines", "1000").stdout
     unknown = healthy_mesh.cli("logs", "nobody", check=False)
     assert unknown.returncode == 1
     assert "gateway" in unknown.stderr

@@ -63,6 +63,7 @@ def test_a_secret_can_be_typed_unseen(cli: Cli, tmp_path: Path) -> None:
         (("channels.wecom", *ACCOUNT, "--aeskey", "short"), "43"),
         (("channels.wecom", "--corpid", CORPID), "channels.wecom.secret is missing"),
         (("gateway.history_turns", "many"), "history_turns"),
+        (("nlp.provider", "oracle"), "Installed: embedded"),
         (("gateway.listen", "7000"), "host:port"),
         (("edge.certificate", "/x.pem"), "belong together"),
     ],

@@ -113,7 +113,7 @@ class Replica:
     async def _keep_connected(self) -> None:
         backoff = Backoff()
         multiplex = self._multiplex
-        while True:
+        while not self._closed.is_set():  # gRPC may take a cancellation for the end of a call
             channel = grpc.aio.insecure_channel(self._address, _KEPT_ALIVE if multiplex else _OPTIONS)
             offered = True
             try:

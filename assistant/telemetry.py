@@ -152,11 +152,12 @@ def serve_admin(listen: Address, healthy: Callable[[], bool]) -> ThreadingHTTPSe
 
     class Handler(MetricsHandler):
         def do_GET(self) -> None:  # noqa: N802  http.server's name
-            if self.path == "/healthz":
-                self.send_response(200 if healthy() else 503)
-                self.end_headers()
-            else:
+            if self.path == "/metrics":
                 super().do_GET()
+                return
+            self.send_response(404 if self.path != "/healthz" else 200 if healthy() else 503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
     try:
         server = ThreadingHTTPServer((listen.host, listen.port), Handler)

@@ -4,9 +4,11 @@
 """
 
 import asyncio
+import itertools
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
 import uvloop
 
@@ -17,6 +19,7 @@ from assistant.client import connect
 
 SERVICE = crypto_pb2.DESCRIPTOR.services_by_name["CryptoService"]
 REQUEST = crypto_pb2.OpenCallbackRequest(method="POST", query="q" * 120, body=b"x" * 480)
+WAITING_REQUEST = crypto_pb2.SealReplyRequest(payload=b"x" * 600)
 IN_FLIGHT = (1, 16, 64)
 
 
@@ -43,46 +46,53 @@ def _cpu_s(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)  # the process's CPU clock: clock_getcpuclockid(3)
 
 
-async def _measure(
-    port: int, pid: int, multiplex: bool, waits: bool, in_flight: int, calls: int
-) -> tuple[float, float, float]:
+async def _measure(port: int, pid: int, case: "Case", calls: int) -> tuple[float, float, float]:
     """Calls per second, and CPU microseconds per call of client and server."""
-    async with connect(f"127.0.0.1:{port}", multiplex=multiplex) as channel:
+    async with connect(f"127.0.0.1:{port}", multiplex=case.multiplex) as channel:
         stub = CryptoServiceStub(channel)
-        method = stub.SealReply if waits else stub.OpenCallback
-        request = crypto_pb2.SealReplyRequest(payload=b"x" * 600) if waits else REQUEST
+        method, request = (stub.SealReply, WAITING_REQUEST) if case.waits else (stub.OpenCallback, REQUEST)
 
         async def caller(count: int) -> None:
             for _ in range(count):
                 await method(request, timeout=5)
 
-        await asyncio.gather(*(caller(20) for _ in range(in_flight)))
+        async def together(count: int) -> None:
+            await asyncio.gather(*(caller(count) for _ in range(case.in_flight)))
+
+        await together(20)
         before = time.perf_counter(), time.process_time(), _cpu_s(pid)
-        await asyncio.gather(*(caller(calls // in_flight) for _ in range(in_flight)))
-        seconds, client, server_ = (
-            now - then
-            for now, then in zip((time.perf_counter(), time.process_time(), _cpu_s(pid)), before, strict=True)
-        )
-        done = calls // in_flight * in_flight
+        await together(calls // case.in_flight)
+        after = time.perf_counter(), time.process_time(), _cpu_s(pid)
+        seconds, client, server_ = (now - then for now, then in zip(after, before, strict=True))
+        done = calls // case.in_flight * case.in_flight
         return done / seconds, client / done * 1e6, server_ / done * 1e6
 
 
-async def _compare(calls: int) -> None:
-    command = [sys.executable, __file__, "serve"]
-    with subprocess.Popen(  # noqa: ASYNC220 - nothing else runs meanwhile
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+@dataclass(frozen=True)
+class Case:
+    """What is measured."""
+
+    multiplex: bool
+    waits: bool
+    in_flight: int
+
+
+async def _compare(port: int, pid: int, calls: int) -> None:
+    print("transport    method     in flight   calls/s client us server us  sum us")
+    for case in itertools.starmap(Case, itertools.product((False, True), (False, True), IN_FLIGHT)):
+        count = calls if case.multiplex and case.in_flight > 1 else calls // 8
+        rate, client, server_ = await _measure(port, pid, case, count)
+        transport, method = "multiplexed" if case.multiplex else "plain", "async def" if case.waits else "def"
+        costs = f"{client:9.1f} {server_:9.1f} {client + server_:7.1f}"
+        print(f"{transport:12} {method:10} {case.in_flight:9} {rate:9.0f} {costs}")
+
+
+def main() -> None:
+    """Compare all cases against a server in a process of its own."""
+    command = [sys.executable, "-m", "tests.bench.transport", "serve"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         port = int(process.stdout.readline())
-        titles = ("calls/s", "client us", "server us", "sum us")
-        print(f"{'transport':12} {'method':10} {'in flight':>9}", *(f"{title:>9}" for title in titles))
-        for multiplex in (False, True):
-            for waits in (False, True):
-                for in_flight in IN_FLIGHT:
-                    count = calls if multiplex and in_flight > 1 else calls // 8
-                    rate, client, server_ = await _measure(port, process.pid, multiplex, waits, in_flight, count)
-                    case = f"{'multiplexed' if multiplex else 'plain':12} {'async def' if waits else 'def':10}"
-                    figures = (client, server_, client + server_)
-                    print(f"{case} {in_flight:9} {rate:9.0f}", *(f"{figure:9.1f}" for figure in figures))
+        uvloop.run(_compare(port, process.pid, int(sys.argv[1]) if len(sys.argv) > 1 else 16_000))
         process.stdin.close()
 
 
@@ -90,4 +100,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["serve"]:
         uvloop.run(_serve())
     else:
-        uvloop.run(_compare(int(sys.argv[1]) if len(sys.argv) > 1 else 16_000))
+        main()

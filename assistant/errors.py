@@ -15,6 +15,8 @@ from grpc import StatusCode
 DOMAIN = "ai-assistant"
 """`domain` of every ErrorInfo that we write."""
 
+_MAX_MESSAGE_CHARACTERS = 1000  # a status travels in headers, whose size is limited
+
 
 class AssistantError(Exception):
     """Something that means something to the caller.
@@ -323,7 +325,7 @@ _BY_CODE: dict[int, type[AssistantError]] = {
 
 def to_status(error: AssistantError) -> status_pb2.Status:
     """The error as it travels: a google.rpc.Status with ErrorInfo and, where it says when, RetryInfo."""
-    status = status_pb2.Status(code=error.code.value[0], message=error.message)
+    status = status_pb2.Status(code=error.code.value[0], message=error.message[:_MAX_MESSAGE_CHARACTERS])
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     status.details.add().Pack(info)
     if error.retry_after_s is not None:

@@ -145,6 +145,13 @@ async def test_every_error_arrives_as_it_was_raised(stub, crypto, reason):
         assert caught.value.metadata == {"error_code": "40001"}
 
 
+async def test_a_long_message_is_cut_and_not_lost(stub, crypto):
+    """An error with a very long message arrives as itself, with the message's beginning."""
+    crypto.compute = raising(errors.InvalidArguments("错" * 100_000))
+    with pytest.raises(errors.InvalidArguments, match="^错{1000}$"):
+        await stub.OpenCallback(OpenCallbackRequest(), timeout=10)
+
+
 async def test_service_unavailable_is_repeated(stub, crypto):
     """A repeatable call whose server says ServiceUnavailable is made again, and only that is."""
     failures = [errors.ServiceUnavailable(), errors.ServiceUnavailable()]

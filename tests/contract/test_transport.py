@@ -148,7 +148,7 @@ async def test_every_error_arrives_as_it_was_raised(stub, crypto, reason):
 async def test_a_long_message_is_cut_and_not_lost(stub, crypto):
     """An error with a very long message arrives as itself, with the message's beginning."""
     crypto.compute = raising(errors.InvalidArguments("错" * 100_000))
-    with pytest.raises(errors.InvalidArguments, match="^错{1000}$"):
+    with pytest.raises(errors.InvalidArguments, match=r"^错{1000}$"):
         await stub.OpenCallback(OpenCallbackRequest(), timeout=10)
 
 

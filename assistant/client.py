@@ -230,8 +230,8 @@ class _Replicas:
 
     def _failure(self) -> str:
         """Why none is connected. Empty while it is still being tried."""
-        failures = [replica.failure for replica in self._by_address.values()]
-        return (self._unresolved or "") if not failures else failures[0] if all(failures) else ""
+        failures = [replica.failure for replica in self._by_address.values()] or [self._unresolved]
+        return failures[0] if all(failures) else ""
 
     async def close(self) -> None:
         self._closed = True
@@ -244,7 +244,7 @@ class _Replicas:
 
     async def _keep_resolved(self) -> None:
         """Follow what the target's host names stand for: every few seconds, and soon after a change of ours."""
-        while True:
+        while not self._closed:
             try:
                 self._set(await _resolve(self._target))
             except OSError as error:

@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from google.protobuf.struct_pb2 import Struct
 
 from assistant.api.message.v1.message_pb2 import InboundMessage
-from assistant.api.nlp.v1.nlp_pb2 import ROLE_ASSISTANT, ROLE_MEMBER, HistoryEntry
+from assistant.api.nlp.v1.nlp_pb2 import ROLE_ASSISTANT, ROLE_MEMBER, GenerateReplyRequest
 from assistant.api.storage.v1.storage_pb2 import TurnRecord
 from gateway.inbox import Inbox
 
@@ -17,26 +17,30 @@ from gateway.inbox import Inbox
 class Conversation:
     """What was said before in one conversation."""
 
-    __slots__ = ("entries", "last_delivery", "state")
+    __slots__ = ("_turns", "last_delivery", "state")
 
     def __init__(self, turns: int) -> None:
-        self.entries: deque[HistoryEntry] = deque(maxlen=2 * turns)
-        """Oldest first: one entry for each message and one for its answer."""
+        self._turns: deque[bytes] = deque(maxlen=turns)
+        """Oldest first. Each as a serialised request with the turn as its history: small to keep, cheap to join."""
         self.state: Struct | None = None
         """What the engine asked to keep."""
         self.last_delivery = ""
         """Request id of the last answer, if it went out by the API: it may still be on its way."""
 
+    def history(self) -> bytes:
+        """What was said, as a part of a serialised GenerateReplyRequest: merge it into the rest."""
+        return b"".join(self._turns)
+
     def remember(self, message: InboundMessage, record: TurnRecord) -> None:
         """Add a turn that was answered."""
         if record.starts_conversation:
-            self.entries.clear()
-        elif self.entries.maxlen:
-            self.entries.append(HistoryEntry(role=ROLE_MEMBER, content=message.content, said_at=message.sent_at))
+            self._turns.clear()
+        elif self._turns.maxlen:
+            turn = GenerateReplyRequest()
+            turn.history.add(role=ROLE_MEMBER, content=message.content, said_at=message.sent_at)
             if record.content:
-                self.entries.append(
-                    HistoryEntry(role=ROLE_ASSISTANT, content=record.content, said_at=record.answered_at)
-                )
+                turn.history.add(role=ROLE_ASSISTANT, content=record.content, said_at=record.answered_at)
+            self._turns.append(turn.SerializeToString())
         self.state = record.state if record.HasField("state") else None
         self.last_delivery = record.request_id
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from assistant import telemetry
 from assistant.api.message.v1.message_pb2 import InboundMessage
 from assistant.api.nlp.v1.nlp_pb2 import Action, GenerateReplyRequest, GenerateReplyResponse, SkillResult
-from assistant.api.skill.v1.skill_pb2 import InvokeSkillRequest, ListSkillsRequest, Skill
+from assistant.api.skill.v1.skill_pb2 import InvokeSkillRequest, ListSkillsRequest
 from assistant.errors import AssistantError, EngineUnavailable
 from gateway.conversations import Conversation
 from gateway.inbox import message_key
@@ -26,7 +26,8 @@ _LIST_LIFETIME_S = 30.0
 
 @dataclass
 class _Listed:
-    skills: list[Skill]
+    skills: bytes
+    """As a part of a serialised GenerateReplyRequest: most requests of an account have the same."""
     until: float
 
 
@@ -52,11 +53,11 @@ class Engine:
             account=message.account,
             conversation=message.conversation,
             message=message,
-            history=conversation.entries,
-            skills=await self._skills_for(message, message.locale or self._locale),
             state=conversation.state,
             locale=message.locale,
         )
+        skills = await self._skills_for(message, message.locale or self._locale)
+        request.MergeFromString(conversation.history() + skills)
         for _ in range(ROUNDS):
             response = await self._generate(request, deadline)
             if not response.actions:
@@ -78,7 +79,7 @@ class Engine:
                     raise
             await asyncio.sleep(pause_s)
 
-    async def _skills_for(self, message: InboundMessage, locale: str) -> list[Skill]:
+    async def _skills_for(self, message: InboundMessage, locale: str) -> bytes:
         """The skills to offer. InvokeSkill decides who may use one; an unreachable skill service offers none."""
         key = f"{message.account.channel}:{message.account.name}:{locale}"
         listed = self._listed.get(key)
@@ -96,8 +97,9 @@ class Engine:
             response = await self._skills.ListSkills(request, timeout=_LIST_TIMEOUT_S)
         except AssistantError as error:
             telemetry.warning("skills_not_listed", reason=error.reason, detail=error.message)
-            return _Listed(known.skills if known else [], time.monotonic() + 1.0)
-        return _Listed(list(response.skills), time.monotonic() + _LIST_LIFETIME_S)
+            return _Listed(known.skills if known else b"", time.monotonic() + 1.0)
+        skills = GenerateReplyRequest(skills=response.skills).SerializeToString()
+        return _Listed(skills, time.monotonic() + _LIST_LIFETIME_S)
 
     async def _run(self, action: Action, index: int, request: GenerateReplyRequest) -> SkillResult:
         invocation = InvokeSkillRequest(

@@ -271,7 +271,7 @@ class Turns:
             state = response.state if response.HasField("state") else state
         if state is not None:
             record.state.CopyFrom(state)
-        record.answered_at.GetCurrentTime()
+        record.answered_at.FromNanoseconds(time.time_ns())
         return record, failure
 
     async def _tell(

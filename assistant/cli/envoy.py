@@ -53,16 +53,12 @@ class EdgeSettings(Settings, frozen=True, kw_only=True):
 def render(settings: EdgeSettings, gateway: Address, gateway_admin: Address, certificate: Path, key: Path) -> str:
     """Envoy's configuration, as YAML."""
     values: dict[str, str | int] = {"certificate": str(certificate), "private_key": str(key)}
-    addresses = {
-        "admin": settings.admin,
-        "http": settings.http,
-        "https": settings.https,
-        "gateway": reachable(gateway),
-        "gateway_admin": reachable(gateway_admin),
-    }
-    for name, address in addresses.items():
+    listeners = {"admin": settings.admin, "http": settings.http, "https": settings.https}
+    for name, address in listeners.items():
         values[f"{name}_host"] = socket.gethostbyname(address.host)  # Envoy takes only numbers here
         values[f"{name}_port"] = address.port
+    values["gateway_host"] = reachable(gateway).host  # may stand for several, and for others tomorrow
+    values["gateway_port"], values["gateway_admin_port"] = gateway.port, gateway_admin.port
     quoted = {name: json.dumps(value) for name, value in values.items()}  # a string of JSON is one of YAML
     return Template(TEMPLATE.read_text("utf-8")).substitute(quoted)
 

@@ -42,7 +42,7 @@ def list_(state: str | None, limit: int, as_json: bool) -> None:
 @click.argument("key")
 def show(key: str) -> None:
     """Print one message, as JSON."""
-    print_json(_ask("GET", f"/inbox/{quote(key, safe='')}"))
+    print_json(message(key))
 
 
 @inbox.command("retry")
@@ -50,6 +50,12 @@ def show(key: str) -> None:
 def retry(key: str) -> None:
     """Try again to answer a message that was given up."""
     print_json(_ask("POST", f"/inbox/{quote(key, safe='')}/retry"))
+
+
+def message(key: str) -> dict[str, Any]:
+    """One message as the gateway describes it. Raises UnknownMessage or ServiceUnavailable."""
+    found: dict[str, Any] = _ask("GET", f"/inbox/{quote(key, safe='')}")
+    return found
 
 
 def _ask(method: str, path: str) -> Any:

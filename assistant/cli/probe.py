@@ -5,6 +5,7 @@ import http.client
 import json
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -19,7 +20,11 @@ from assistant.errors import DeadlineExceeded, Internal, ServiceUnavailable, Unk
 from assistant.plugin import SELF_TEST_MEMBER, Callback
 from assistant.settings import DEFAULT_ACCOUNT
 
+if TYPE_CHECKING:
+    from assistant.api.reply.v1.reply_pb2_grpc import ReplyServiceAsyncStub
+
 _POLL_S = 0.1
+_TIMEOUT_S = 1.0
 
 
 class _Tests(click.Group):
@@ -111,17 +116,30 @@ class _Conversation:
             raise ServiceUnavailable(f"{path} answered {status}: {said}. See {ourselves()} health and logs")
         return body
 
-    def _delivered(self, request_id: str, deadline: float) -> str:
-        """The answer that came after the callback's, once reply_svc has recorded it. Raises DeadlineExceeded."""
+    def _delivered(self, key: str, deadline: float) -> str:
+        """The answer that came after the callback's, once reply_svc has recorded it.
+
+        Raises DeadlineExceeded, or Internal if the gateway has given the message up.
+        """
         from assistant.api.reply.v1 import reply_pb2
         from assistant.cli.deliveries import call
+        from assistant.cli.inbox import message
 
-        request = reply_pb2.GetDeliveryRequest(request_id=request_id)
-        while time.monotonic() < deadline:
-            try:
-                found = call(lambda stub: stub.GetDelivery(request, timeout=1.0))
-            except UnknownDelivery:
-                time.sleep(_POLL_S)
-                continue
-            return "\n".join(content.text.text for content in found.delivery.content)
-        raise DeadlineExceeded(f"acknowledged, but not answered in time: {ourselves()} inbox show {request_id}")
+        request = reply_pb2.GetDeliveryRequest(request_id=key)
+
+        async def recorded(stub: "ReplyServiceAsyncStub") -> str:
+            while True:
+                try:
+                    found = await stub.GetDelivery(request, timeout=_TIMEOUT_S)
+                except UnknownDelivery:
+                    if (taken := message(key))["state"] == "dead":
+                        raise Internal(
+                            f"the gateway gave up: {taken['error']}. See {ourselves()} logs gateway"
+                        ) from None
+                    if time.monotonic() > deadline:
+                        raise DeadlineExceeded(f"not answered in time: {ourselves()} inbox show {key}") from None
+                    await asyncio.sleep(_POLL_S)
+                else:
+                    return "\n".join(content.text.text for content in found.delivery.content)
+
+        return call(recorded)

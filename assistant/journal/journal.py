@@ -8,7 +8,6 @@ from typing import Any
 from assistant.errors import InvalidSetting
 from assistant.journal.migrations import migrate
 from assistant.journal.operation import Database, Operation, P, R
-from assistant.journal.postgres import PostgresDatabase
 from assistant.journal.sqlite import SqliteDatabase
 from assistant.journal.worker import Call, Worker
 
@@ -103,5 +102,7 @@ def _database(url: str) -> Database:
     if scheme == "sqlite":
         return SqliteDatabase(url)
     if scheme in ("postgresql", "postgres"):
+        from assistant.journal.postgres import PostgresDatabase  # a quarter of a second that SQLite need not spend
+
         return PostgresDatabase(url)
     raise InvalidSetting(f"database {scheme!r}://… is unknown: write sqlite:///absolute/path.db or postgresql://…")

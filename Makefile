@@ -29,9 +29,10 @@ ping: $(VENV)/.runtime proto ## Send "ping" through every service and print the 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# What it takes to run; what it takes to develop contains it.
-$(VENV)/.runtime: requirements/runtime.lock pyproject.toml | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/runtime.lock
+# What it takes to run from a checkout: runtime.lock is for images, proto.lock adds what generates assistant/api,
+# dev.lock what checks and tests. Each contains the one before.
+$(VENV)/.runtime: requirements/proto.lock pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/proto.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -52,10 +53,10 @@ bench: $(VENV)/.dev proto ## Speed beside peers, in one run; takes about 8 minut
 
 lock: | $(BIN)/python ## Pin the newest versions that pyproject.toml allows, with hashes
 	$(BIN)/pip install --quiet uv
-	for extra in proto:runtime dev:dev; do \
+	for lock in runtime "proto --extra proto" "dev --extra dev"; do set -- $$lock; name=$$1; shift; \
 	  $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-emit-index-url \
-	    --no-emit-find-links --no-emit-package ai-assistant --extra $${extra%:*} pyproject.toml \
-	    -o requirements/$${extra#*:}.lock || exit 1; done
+	    --no-emit-find-links --no-emit-package ai-assistant "$$@" pyproject.toml \
+	    -o requirements/$$name.lock || exit 1; done
 
 docs: $(VENV)/.runtime proto ## Write docs/configuration.md from the declarations of all settings
 	@$(CLI) config reference > docs/configuration.md

@@ -3,7 +3,7 @@
 A setting has a name `section.key`. Its value comes from, strongest first:
 
 1. the environment: `AI_ASSISTANT_<SECTION>_<KEY>` (a channel's default account: `<CHANNEL>_<KEY>`),
-2. a file that the same variable with `_FILE` at its end names (a mounted secret),
+2. a file that the same variable with `_FILE` at its end names (a mounted secret); an empty one counts as none,
 3. the TOML file: `AI_ASSISTANT_CONFIG`, or `config.toml` in the home folder,
 4. the default in the code.
 
@@ -165,10 +165,10 @@ class Source:
         for name, value in self._environ.items():
             if name.startswith(prefix) and value:
                 key = name[len(prefix) :].lower()
-                if key.endswith("_file"):
-                    found.setdefault(key.removesuffix("_file"), (name, _secret_file(name, value)))
-                else:
+                if not key.endswith("_file"):
                     found[key] = (name, value)
+                elif secret := _secret_file(name, value):
+                    found.setdefault(key.removesuffix("_file"), (name, secret))
         return found
 
 

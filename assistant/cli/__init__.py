@@ -16,6 +16,7 @@ _COMMANDS = {
     "inbox": "inbox:inbox",
     "deliveries": "deliveries:deliveries",
     "plugins": "plugins:plugins",
+    "container": "container:container",
 }
 """Command -> where it is. A module is imported when one of its commands is used: some import much."""
 

@@ -42,7 +42,7 @@ def parts(given: Configuration) -> list[Part]:
     """All processes, callees first. Writes the files that they read to the run folder. Raises InvalidSetting."""
     configuration = with_simulation(given)
     found = [_service(service, configuration) for service in SERVICES]
-    found.append(_envoy(configuration))
+    found.append(envoy(configuration))
     if channel := simulated_channel(given):
         found.append(_simulator(channel, configuration))
     return found
@@ -83,7 +83,8 @@ def _service(service: Service, configuration: Configuration) -> Part:
     )
 
 
-def _envoy(configuration: Configuration) -> Part:
+def envoy(configuration: Configuration) -> Part:
+    """Envoy. Writes the file that it reads to the run folder. Raises InvalidSetting."""
     settings = configuration.source.read(EdgeSettings, "edge")
     certificate, key = settings.certificate, settings.private_key
     if certificate is None or key is None:

@@ -1,0 +1,30 @@
+"""`container`: what `up` does by itself, for those who run every process in a container of its own."""
+
+import os
+
+import click
+import tomlkit
+
+from assistant.cli import plan
+from assistant.cli.configuration import Configuration
+from assistant.cli.simulation import simulated_channel, with_simulation
+
+
+@click.group()
+def container() -> None:
+    """What containers of one process each need; `up` does it by itself."""
+
+
+@container.command("envoy")
+def envoy() -> None:
+    """Become Envoy, configured as `up` would configure it."""
+    program = plan.envoy(Configuration.load()).program
+    os.execve(program.command[0], program.command, program.environment)  # noqa: S606 - our own Envoy
+
+
+@container.command("account")
+def account() -> None:
+    """Print, as TOML, the account that is simulated while none is configured. Nothing if one is."""
+    configuration = Configuration.load()
+    if simulated_channel(configuration):
+        click.echo(tomlkit.dumps({"channels": with_simulation(configuration).tables["channels"]}))

@@ -1,4 +1,4 @@
-"""Logs, the request id and the admin server that shows metrics.
+"""Logs, the ids that follow a message, and the admin server that shows metrics and profiles.
 
 One event is one JSON line on standard output. Metrics are prometheus_client's, named
 `assistant_<noun>_<unit>`; on hot paths their labelled children are bound once.
@@ -6,6 +6,7 @@ One event is one JSON line on standard output. Metrics are prometheus_client's, 
 
 import atexit
 import contextlib
+import functools
 import logging
 import sys
 import threading
@@ -19,13 +20,21 @@ from http.server import ThreadingHTTPServer
 from typing import Any, BinaryIO
 
 import orjson
-from prometheus_client import MetricsHandler
+from prometheus_client import REGISTRY, MetricsHandler, disable_created_metrics
 
+from assistant import profiling
 from assistant.errors import AssistantError, InvalidSetting
+from assistant.resources import Resources
 from assistant.settings import Address
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""Follows one message through all services. Empty: none."""
+"""Follows one callback through all services. Empty: none."""
+
+message_id: ContextVar[str] = ContextVar("message_id", default="")
+"""The message that is worked on, "channel:account:id", the same however often it comes. Empty: none is known."""
+
+EDGES_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 15.0, 60.0)
+"""Buckets of histograms. One edge is where the alert on latency lies, with fine ones below: quantiles are guessed."""
 
 _FLUSH_AFTER_S = 0.1
 
@@ -74,6 +83,7 @@ class _Log:
             "service": self.service,
             "event": event,
             "request_id": request_id.get(),
+            "message_id": message_id.get(),
             **fields,
         }
         self.lines.write(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS))
@@ -97,14 +107,22 @@ class _LibraryHandler(logging.Handler):
 
 
 def start(service: str) -> None:
-    """Begin to write log lines as `service`. Until then nothing is written.
+    """Begin to write log lines as `service`, and to measure what it uses. Until then nothing is written.
 
     Called first in every main, and by a forked worker for itself.
     """
     _log.service = service
     _log.lines = _Lines(sys.stdout.buffer)
     atexit.register(flush)
+    _measure()
     logging.basicConfig(level=logging.WARNING, handlers=[_LibraryHandler()], force=True)
+
+
+@functools.cache
+def _measure() -> None:
+    """Add what the process uses to its metrics; a forked worker has that of its parent already."""
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # else each counter has a second series: when it began
+    REGISTRY.register(Resources())
 
 
 def flush() -> None:
@@ -145,7 +163,7 @@ def _described(exception: BaseException) -> dict[str, Any]:
 
 
 def serve_admin(listen: Address, healthy: Callable[[], bool]) -> ThreadingHTTPServer:
-    """Serve `/metrics` and `/healthz` (200 or 503) in a daemon thread, until its `shutdown()`.
+    """Serve `/metrics`, `/healthz` (200 or 503) and profiles in a daemon thread, until its `shutdown()`.
 
     Raises InvalidSetting if the address is taken.
     """
@@ -155,9 +173,21 @@ def serve_admin(listen: Address, healthy: Callable[[], bool]) -> ThreadingHTTPSe
             if self.path == "/metrics":
                 super().do_GET()
                 return
+            if self.path.startswith(profiling.PATH):
+                self._profile()
+                return
             self.send_response(404 if self.path != "/healthz" else 200 if healthy() else 503)
             self.send_header("Content-Length", "0")
             self.end_headers()
+
+        def _profile(self) -> None:
+            path, _, query = self.path.partition("?")
+            page = profiling.page(path, query, self.client_address[0])
+            self.send_response(page.status)
+            self.send_header("Content-Type", page.content_type)
+            self.send_header("Content-Length", str(len(page.body)))
+            self.end_headers()
+            self.wfile.write(page.body)
 
     try:
         server = ThreadingHTTPServer((listen.host, listen.port), Handler)

@@ -51,7 +51,8 @@ class Server(BaseApplication):  # type: ignore[misc]
             self.cfg.set(name, value)
 
     def load(self) -> FlaskOnLoop:
-        """Runs in the worker, after the fork."""
+        """Runs in the worker, after the fork, which the thread that writes log lines did not outlive."""
+        telemetry.start("gateway")
         return create_app(self._configuration)
 
 

@@ -3,6 +3,7 @@
 One Flask app on two addresses. What operators see is served on the admin address only.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -12,7 +13,7 @@ from flask import Blueprint, Flask, Response, abort, current_app, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from assistant import plugin, telemetry
+from assistant import plugin, profiling, telemetry
 from assistant.api.message.v1.message_pb2 import Account
 from assistant.errors import AssistantError, UnknownMessage
 from assistant.plugin import Callback
@@ -157,6 +158,18 @@ def _only_on_the_admin_address() -> None:
 def metrics() -> Response:
     """Prometheus metrics of this process."""
     return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
+
+
+@operators.get(profiling.PATH + "<name>")
+def profile(name: str) -> Response:
+    """Where this process spends its time (`profile`) or memory (`heap`), for pprof: `?seconds=10`."""
+    query, peer = request.query_string.decode("latin-1"), request.remote_addr or ""
+    return Deferred(_profile(profiling.PATH + name, query, peer))
+
+
+async def _profile(path: str, query: str, peer: str) -> Answer:
+    page = await asyncio.to_thread(profiling.page, path, query, peer)
+    return Answer(page.body, page.content_type, page.status)
 
 
 @operators.get("/inbox")

@@ -137,6 +137,7 @@ def _environ(scope: Scope, body: bytes) -> dict[str, Any]:
         "SCRIPT_NAME": "",
         "PATH_INFO": scope["path"].encode("utf-8").decode("latin-1"),
         "QUERY_STRING": scope["query_string"].decode("latin-1"),
+        "REMOTE_ADDR": (scope.get("client") or ("", 0))[0],
         "SERVER_NAME": host,
         "SERVER_PORT": str(port),
         "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",

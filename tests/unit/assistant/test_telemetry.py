@@ -23,11 +23,14 @@ def lines_of(program: str) -> list[dict[str, object]]:
 
 
 def test_a_line_says_when_who_what_and_for_which_message():
-    """A line has time, level, service, event, request id and the fields given; it is written at the latest at exit."""
-    (line,) = lines_of("telemetry.request_id.set('r-1'); telemetry.info('delivered', attempts=2)")
+    """A line has time, level, service, event, both ids and the fields given; it is written at the latest at exit."""
+    (line,) = lines_of(
+        "telemetry.request_id.set('r-1'); telemetry.message_id.set('loopback:default:m-1');"
+        "telemetry.info('delivered', attempts=2)"
+    )
     assert line.pop("time")
     expected = {"level": "info", "service": "probe", "event": "delivered", "request_id": "r-1", "attempts": 2}
-    assert line == expected
+    assert line == expected | {"message_id": "loopback:default:m-1"}
 
 
 def test_a_line_is_written_soon():

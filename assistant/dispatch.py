@@ -36,7 +36,7 @@ DEFAULT_TIMEOUT_S = 60.0
 
 # An edge at 0.5 s, where the alert on latency lies, and fine ones below: quantiles are interpolated.
 _EDGES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
-_duration = Histogram("assistant_call_duration_seconds", "Time to answer a call.", ("method", "code"), buckets=_EDGES_S)
+_duration = Histogram("assistant_call_seconds", "Time to answer a call.", ("method", "code"), buckets=_EDGES_S)
 
 
 class Call:

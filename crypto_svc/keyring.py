@@ -1,9 +1,11 @@
 """The callback keys of all accounts: the configured one of each, and those that were added while running.
 
-Added and retired keys are kept in one file, written anew and moved into place, and readable to nobody else.
+Added and retired keys, and when the configured one was seen first, are kept in one file, written anew and moved
+into place, and readable to nobody else.
 A retired key leaves only its name, its times and a fingerprint, by which it is known if it comes again.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -13,12 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from prometheus_client import Gauge
 
+from assistant import telemetry
 from assistant.errors import InvalidSetting, KeyExists, LastKey, StorageUnavailable, UnknownAccount, UnknownKey
 from assistant.plugin import Callback, Crypto, HttpBody, Opened
 
 CONFIGURED = "configured"
 """Name of the key in an account's settings."""
+
+_added = Gauge(
+    "assistant_key_added_timestamp_seconds",
+    "When a live callback key was added, in seconds since 1970.",
+    ("channel", "account", "key_id"),
+)
 
 AccountName = tuple[str, str]
 """Channel, and account within it."""
@@ -83,6 +93,9 @@ class Keyring:
         self._clock = clock
         self._kept = {(account.channel, account.name): account for account in _read(file)}
         self._accounts = {name: self._load(name, crypto) for name, crypto in accounts.items()}
+        for name in accounts:
+            self._show(name)
+            self._date(name)
 
     def __len__(self) -> int:
         return len(self._accounts)
@@ -125,6 +138,23 @@ class Keyring:
         self._keep(account, record)
         return record
 
+    def _date(self, account: AccountName) -> None:
+        """Write down when the configured key was seen first, so that somebody can be told that it is old."""
+        configured = self._accounts[account].records[CONFIGURED]
+        if configured.added_at is None and configured.retired_at is None:
+            try:
+                self._keep(account, msgspec.structs.replace(configured, added_at=self._clock(), material={}))
+            except StorageUnavailable as error:
+                telemetry.warning("key_not_dated", reason=error.reason, detail=error.message)
+
+    def _show(self, account: AccountName) -> None:
+        for record in self._accounts[account].records.values():
+            if record.retired_at is not None:
+                with contextlib.suppress(KeyError):
+                    _added.remove(*account, record.key_id)
+            elif record.added_at is not None:
+                _added.labels(*account, record.key_id).set(record.added_at)
+
     def _keep(self, account: AccountName, record: KeyRecord) -> None:
         """Write first: what is not on the disk is not so."""
         channel, name = account
@@ -134,14 +164,17 @@ class Keyring:
         _write(self._file, list(changed.values()))
         self._kept = changed
         self._accounts[account] = self._load(account, self.of(account).crypto, self.of(account).last_used)
+        self._show(account)
 
     def _load(self, account: AccountName, crypto: Crypto, last_used: dict[str, float] | None = None) -> AccountKeys:
         material = {name: str(value) for name, value in crypto.configured_material().items()}  # no longer a Secret
         configured = KeyRecord(key_id=CONFIGURED, fingerprint=_fingerprint(material), material=material)
         kept = {key.key_id: key for key in self._kept[account].keys} if account in self._kept else {}
-        retired = kept.pop(CONFIGURED, None)
-        if retired and retired.fingerprint == configured.fingerprint:  # else another one was configured since
-            configured = retired
+        known = kept.pop(CONFIGURED, None)
+        if known and known.fingerprint == configured.fingerprint:  # else another one was configured since
+            configured = msgspec.structs.replace(configured, added_at=known.added_at, retired_at=known.retired_at)
+        if configured.retired_at is not None:
+            configured = msgspec.structs.replace(configured, material={})
         records = {CONFIGURED: configured} | kept
         live = {
             record.key_id: crypto.key(record.material)

@@ -69,6 +69,7 @@ class CryptoService:
             )
             raise
         _outcome(channel, "OPENED").inc()
+        telemetry.info("callback_opened", channel=channel, account=name, key_id=opened.key_id)
         if opened.challenge is None:
             return OpenCallbackResponse(payload=opened.payload, key_id=opened.key_id)
         challenge = Challenge(body=opened.challenge.body, content_type=opened.challenge.content_type)

@@ -43,7 +43,7 @@ class Delivery:
             except (InvalidRequest, UnknownAccount) as error:
                 return error
             except AssistantError as error:
-                telemetry.warning("delivery_postponed", key=request_id, reason=error.reason)
+                telemetry.warning("delivery_postponed", reason=error.reason)
                 await asyncio.sleep(pause_s)
                 pause_s = min(5.0, pause_s * 2)
             else:

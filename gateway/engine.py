@@ -1,15 +1,18 @@
 """Asking the engine: what it proposes is run by the skills, and it sees the results, at most a few rounds."""
 
 import asyncio
+import functools
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from prometheus_client import Histogram
 
 from assistant import telemetry
 from assistant.api.message.v1.message_pb2 import InboundMessage
 from assistant.api.nlp.v1.nlp_pb2 import Action, GenerateReplyRequest, GenerateReplyResponse, SkillResult
 from assistant.api.skill.v1.skill_pb2 import InvokeSkillRequest, ListSkillsRequest
-from assistant.errors import AssistantError, EngineUnavailable
+from assistant.errors import AssistantError, EngineUnavailable, UnknownSkill
 from gateway.conversations import Conversation
 from gateway.inbox import message_key
 
@@ -22,6 +25,15 @@ ROUNDS = 4
 _SKILL_TIMEOUT_S = 30.0
 _LIST_TIMEOUT_S = 1.0
 _LIST_LIFETIME_S = 30.0
+_SECONDS = Histogram(
+    "assistant_engine_seconds", "Time of one answer of the engine.", ["outcome"], buckets=telemetry.EDGES_S
+)
+_SKILL_SECONDS = Histogram(
+    "assistant_skill_seconds", "Time of one use of a skill.", ["skill", "outcome"], buckets=telemetry.EDGES_S
+)
+_seconds = functools.cache(_SECONDS.labels)
+_skill_seconds = functools.cache(_SKILL_SECONDS.labels)
+_OK = "ok"
 
 
 @dataclass
@@ -59,12 +71,22 @@ class Engine:
         skills = await self._skills_for(message, message.locale or self._locale)
         request.MergeFromString(conversation.history() + skills)
         for _ in range(ROUNDS):
-            response = await self._generate(request, deadline)
+            response = await self._ask(request, deadline)
             if not response.actions:
                 return response
             for action in response.actions:
                 request.skill_results.append(await self._run(action, len(request.skill_results), request))
         raise EngineUnavailable(f"the engine still proposes actions after {ROUNDS} rounds")
+
+    async def _ask(self, request: GenerateReplyRequest, deadline: float) -> GenerateReplyResponse:
+        began_at = time.monotonic()
+        try:
+            response = await self._generate(request, deadline)
+        except AssistantError as error:
+            _seconds(error.reason).observe(time.monotonic() - began_at)
+            raise
+        _seconds(_OK).observe(time.monotonic() - began_at)
+        return response
 
     async def _generate(self, request: GenerateReplyRequest, deadline: float) -> GenerateReplyResponse:
         """Ask until the engine can answer: it may still be loading, or its provider may be away for a moment."""
@@ -112,9 +134,14 @@ class Engine:
             sender=request.message.sender,
             locale=request.locale or self._locale,
         )
+        began_at = time.monotonic()
         try:
             done = await self._skills.InvokeSkill(invocation, timeout=_SKILL_TIMEOUT_S)
         except AssistantError as error:
+            # An engine may name whatever it likes: what is no skill is no label.
+            name = "" if isinstance(error, UnknownSkill) else action.skill
+            _skill_seconds(name, error.reason).observe(time.monotonic() - began_at)
             telemetry.warning("skill_failed", skill=action.skill, reason=error.reason, detail=error.message)
             return SkillResult(action=action, succeeded=False, error_reason=error.reason)
+        _skill_seconds(action.skill, _OK).observe(time.monotonic() - began_at)
         return SkillResult(action=action, succeeded=True, result=done.result, content=done.content)

@@ -28,7 +28,7 @@ T = TypeVar("T")
 _CRYPTO_TIMEOUT_S = 1.0
 _OUTSIDE = {"SIGNATURE_MISMATCH", "STALE_CALLBACK", "RECEIVER_MISMATCH", "UNDECRYPTABLE"}
 """Reasons that look the same from outside, so that nobody learns from our answer how far a forgery came."""
-_CALLBACKS = Counter("assistant_callbacks_total", "Callbacks by how they were answered", ["channel", "outcome"])
+_CALLBACKS = Counter("assistant_callbacks", "Callbacks by how they were answered.", ["channel", "outcome"])
 
 
 class Intake:

@@ -33,8 +33,8 @@ _RECOVER_EVERY_S = 1.0
 _COUNT_EVERY_S = 15.0
 _PURGE_EVERY_S = 60.0
 _PURGE_PAUSE_S = 0.1
-_OPEN = Gauge("assistant_inbox_rows", "Messages by how they stand", ["state"])
-_OLDEST = Gauge("assistant_inbox_oldest_seconds", "Age of the oldest message that waits for its answer")
+_OPEN = Gauge("assistant_inbox_rows", "Messages by how they stand.", ["state"])
+_OLDEST = Gauge("assistant_inbox_oldest_seconds", "Age of the oldest message that waits for its answer.")
 
 
 class Gateway:

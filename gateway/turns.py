@@ -28,7 +28,7 @@ from assistant.api.storage.v1.storage_pb2 import (
     AnswerPath,
     TurnRecord,
 )
-from assistant.errors import AssistantError, StorageUnavailable, UnknownAccount
+from assistant.errors import AssistantError, Internal, StorageUnavailable, UnknownAccount
 from assistant.journal import Row
 from assistant.plugin import Codec
 from gateway.conversations import Conversation, Conversations
@@ -43,14 +43,13 @@ Codecs = Mapping[tuple[str, str], Codec]
 ORPHAN_GRACE_S = 2.0
 """How long a conversation waits for the repeated callback of a turn that a crash broke off."""
 
-_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 15, 60)
 _SECONDS = Histogram(
-    "assistant_turn_seconds", "From a callback's arrival to its answer", ["channel", "path"], buckets=_BUCKETS
+    "assistant_turn_seconds", "From a callback's arrival to its answer.", ["channel", "path"], buckets=telemetry.EDGES_S
 )
-_FAILED = Counter("assistant_turns_failed_total", "Turns that ended with an apology", ["reason"])
-_UNCONFIRMED = Counter("assistant_turns_unconfirmed_total", "Turns broken off by a crash and not repeated")
-_DUPLICATES = Counter("assistant_callbacks_duplicate_total", "Callbacks whose message was known already")
-_HELD = Gauge("assistant_callbacks_held", "Callbacks that wait for their answer")
+_FAILED = Counter("assistant_failed_turns", "Messages that got an apology for an answer.", ["channel", "reason"])
+_UNCONFIRMED = Counter("assistant_unconfirmed_turns", "Turns broken off by a crash, whose callback was not repeated.")
+_DUPLICATES = Counter("assistant_duplicate_callbacks", "Callbacks whose message was known already.", ["channel"])
+_HELD = Gauge("assistant_held_callbacks", "Callbacks that wait for their answer.")
 
 
 @dataclass(eq=False, slots=True)
@@ -118,12 +117,13 @@ class Turns:
         once the HTTP answer is on its way. Raises StorageUnavailable.
         """
         key = message_key(message)
+        telemetry.message_id.set(key)
         turn = self._turns.get(key)
         if turn is None:
             turn = Turn(message, codec, arrived_at, key, lane_of(message))
             await self._admit(turn)
         else:
-            _DUPLICATES.inc()
+            _DUPLICATES.labels(message.account.channel).inc()
             if turn.orphan:
                 self._take_up(turn, arrived_at)
         given_before = await turn.admission if turn.admission is not None else None
@@ -162,7 +162,7 @@ class Turns:
         admitted = await self._inbox.admit(turn.message, state)
         row = admitted.row
         if not admitted.new:
-            _DUPLICATES.inc()
+            _DUPLICATES.labels(turn.message.account.channel).inc()
             if row.state == InboxState.RECEIVED:
                 row = await self._inbox.adopt(turn.key) or await self._inbox.get(turn.key) or row
             if row.state != InboxState.RECEIVED:
@@ -235,7 +235,9 @@ class Turns:
             turn.finished.set_result(None)
 
     async def _run(self, turn: Turn, *, blocked: bool) -> None:
-        telemetry.request_id.set(turn.key)
+        telemetry.message_id.set(turn.key)
+        if not telemetry.request_id.get():  # no callback of this life brought it
+            telemetry.request_id.set(turn.key)
         try:
             if turn.before is not None:
                 await turn.before
@@ -246,8 +248,8 @@ class Turns:
             await self._tell(turn, conversation, record, failure)
         except Exception as error:
             # A defect that one message meets must not stop its conversation, nor hold its callback for ever.
-            telemetry.error("turn_broken", error, key=turn.key)
-            _FAILED.labels("INTERNAL").inc()
+            telemetry.error("turn_broken", error)
+            _FAILED.labels(turn.message.account.channel, Internal.reason).inc()
             self._inbox.finish(turn.key, InboxState.DEAD, TurnRecord(), type(error).__name__)
             self._release(turn, None)
             self._finish(turn)
@@ -306,10 +308,10 @@ class Turns:
         conversation.remember(turn.message, record)
         path, seconds = _PATHS[record.path], time.monotonic() - turn.arrived_at
         _seconds(turn.message.account.channel, path).observe(seconds)
-        telemetry.info("turn_answered", key=turn.key, path=path, seconds=round(seconds, 4))
+        telemetry.info("turn_answered", path=path, seconds=round(seconds, 4))
         if failure is not None:
-            _FAILED.labels(failure.reason).inc()
-            telemetry.error("turn_failed", key=turn.key, reason=failure.reason, detail=failure.message)
+            _FAILED.labels(turn.message.account.channel, failure.reason).inc()
+            telemetry.error("turn_failed", reason=failure.reason, detail=failure.message)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -373,7 +375,8 @@ class Turns:
     def _give_up(self, turn: Turn) -> None:
         if turn.orphan:
             _UNCONFIRMED.inc()
-            telemetry.warning("turn_unconfirmed", key=turn.key)
+            telemetry.message_id.set(turn.key)
+            telemetry.warning("turn_unconfirmed")
             self._inbox.finish(turn.key, InboxState.UNCONFIRMED, TurnRecord())
             self._finish(turn)
 

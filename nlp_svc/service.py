@@ -1,7 +1,9 @@
 """NlpService: checks what it is asked and passes it to the engine."""
 
 from collections.abc import AsyncIterator
+from time import monotonic
 
+from assistant import telemetry
 from assistant.api.nlp.v1.nlp_pb2 import (
     DescribeModelRequest,
     DescribeModelResponse,
@@ -23,7 +25,11 @@ class NlpService:
 
     async def GenerateReply(self, request: GenerateReplyRequest, call: Call) -> GenerateReplyResponse:
         _check(request)
-        return await self._router.engine().generate(request)
+        telemetry.message_id.set(request.turn_id)
+        began_at = monotonic()
+        response = await self._router.engine().generate(request)
+        telemetry.info("reply_generated", model=response.model, seconds=round(monotonic() - began_at, 4))
+        return response
 
     async def StreamReply(self, request: StreamReplyRequest, call: Call) -> AsyncIterator[StreamReplyResponse]:
         _check(request.request)

@@ -9,6 +9,7 @@ import fastjsonschema
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
+from assistant import telemetry
 from assistant.api.skill.v1.skill_pb2 import (
     InvokeSkillRequest,
     InvokeSkillResponse,
@@ -82,7 +83,10 @@ class SkillService:
             known = ", ".join(self._skills) or "none"
             raise UnknownSkill(f"there is no skill {request.skill!r}. Skills: {known}")
         skill.check(request.arguments)
-        return await self._once(skill, request)
+        telemetry.message_id.set(request.turn_id)
+        response = await self._once(skill, request)
+        telemetry.info("skill_invoked", skill=request.skill)
+        return response
 
     async def _once(self, skill: "_Checked", request: InvokeSkillRequest) -> InvokeSkillResponse:
         """Join the same use if it is under way or over, else begin it."""

@@ -12,7 +12,7 @@ from assistant.journal import Journal
 from assistant.server import Server, run, serve
 from assistant.settings import Source
 from reply_svc.accounts import Connections
-from reply_svc.clock import Clock
+from reply_svc.clock import Clock, comparison
 from reply_svc.lanes import Lanes
 from reply_svc.outbox import Outbox
 from reply_svc.service import ReplyService
@@ -33,7 +33,7 @@ async def _main() -> None:
     settings = source.read(ReplySettings, "reply")
     # Parallel calls are bounded per account; cookies would be one account's word in another one's request.
     connector, cookies = aiohttp.TCPConnector(limit=0), aiohttp.DummyCookieJar()
-    async with aiohttp.ClientSession(connector=connector, cookie_jar=cookies) as http:
+    async with aiohttp.ClientSession(connector=connector, cookie_jar=cookies, trace_configs=[comparison()]) as http:
         connections = Connections.configured(source, http, clock)
         journal = await Journal.open(settings.database, Outbox.migrations())
         outbox = Outbox(journal, f"{socket.gethostname()}:{settings.listen.port}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import aiohttp
+from prometheus_client import Gauge
 
 from assistant import plugin
 from assistant.api.message.v1.message_pb2 import Account
@@ -31,6 +32,10 @@ PROBE_EVERY_S = 30.0
 _CHECK_TIMEOUT_S = 4.0
 _DEFAULT_PAUSE_S = 60.0
 _MAX_PARALLEL_CALLS = 64
+
+_connected = Gauge(
+    "assistant_platform_connected", "Whether the platform accepts us: 1, else 0.", ("channel", "account")
+)
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,14 @@ class Connections:
             known = ", ".join("/".join(names) for names in self._by_account) or "none"
             raise UnknownAccount(f"reply_svc has no account {'/'.join(key)}: configured are {known}")
         return self._by_account[key]
+
+    async def check(self) -> None:
+        """Ask every platform whether it accepts us, for the metrics."""
+        await asyncio.gather(*(self._check(*names) for names in self._by_account))
+
+    async def _check(self, channel: str, account: str) -> None:
+        checked = await self._by_account[channel, account].check()
+        _connected.labels(channel, account).set(checked.error is None)
 
     def forget_idle(self) -> None:
         """Let go of what is remembered of recipients and no longer needed."""

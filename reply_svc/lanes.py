@@ -48,14 +48,25 @@ _FIRST_STORAGE_PAUSE_S = 0.05
 _LONGEST_STORAGE_PAUSE_S = 2.0
 _CLOSE_TIMEOUT_S = 5.0
 
-_finished = Counter("assistant_deliveries", "Deliveries that came to an end.", ("account", "outcome", "error_code"))
-_failed = Counter("assistant_send_failures", "Requests that failed.", ("account", "reason", "error_code"))
-_seconds = Histogram("assistant_send_seconds", "Time of one request to the platform.", ("account",))
+_finished = Counter("assistant_deliveries", "Deliveries that came to an end.", ("channel", "outcome", "error_code"))
+_failed = Counter(
+    "assistant_send_failures", "Requests to the platform that failed.", ("channel", "reason", "error_code")
+)
+_seconds = Histogram(
+    "assistant_send_seconds", "Time of one request to the platform.", ("channel",), buckets=telemetry.EDGES_S
+)
+_delivery_seconds = Histogram(
+    "assistant_delivery_seconds",
+    "From a delivery's acceptance to its end.",
+    ("channel", "outcome"),
+    buckets=telemetry.EDGES_S,
+)
 _open = Gauge("assistant_outbox_open_deliveries", "Deliveries that wait or are under way in this process.")
 _oldest = Gauge("assistant_outbox_oldest_seconds", "Age of the oldest of them.")
 
 _seconds_of = functools.cache(_seconds.labels)
 _finished_of = functools.cache(_finished.labels)
+_delivery_seconds_of = functools.cache(_delivery_seconds.labels)
 
 
 class Lanes:
@@ -91,7 +102,7 @@ class Lanes:
             try:
                 self.add(delivery)
             except UnknownAccount as error:  # it waits for a start with this account configured
-                telemetry.error("delivery_without_account", error, delivery=delivery.id)
+                telemetry.error("delivery_without_account", error, delivery_id=delivery.id)
 
     async def close(self) -> None:
         """Finish the requests that are under way. What remains is recovered by the next process."""
@@ -154,6 +165,8 @@ class _Lane:
         """Deliver until nothing waits."""
         while self.waiting and not self._stopping:
             first = self.waiting[0]
+            telemetry.request_id.set(first.trace)
+            telemetry.message_id.set(first.request.request_id)
             try:
                 if await self._may_go(first):
                     await self._attempt(first)
@@ -162,7 +175,7 @@ class _Lane:
             except StorageUnavailable:
                 await self._clock.sleep(_LONGEST_STORAGE_PAUSE_S)
             except Exception as error:
-                telemetry.error("lane_failed", error, delivery=first.id)
+                telemetry.error("lane_failed", error, delivery_id=first.id)
                 await self._clock.sleep(_LONG_PAUSE_S)
 
     # --- Before sending -----------------------------------------------------------------------------------
@@ -216,7 +229,7 @@ class _Lane:
         except AssistantError as error:
             await self._failed(first, error)
         except Exception as error:
-            telemetry.error("sender_failed", error, delivery=first.id)
+            telemetry.error("sender_failed", error, delivery_id=first.id)
             await self._failed(first, Internal("the channel's sender failed: the log of reply_svc says where"))
         else:
             await self._sent(first, carried, receipt)
@@ -274,7 +287,7 @@ class _Lane:
     async def _failed(self, first: Delivery, error: AssistantError) -> None:
         code = error.metadata.get("error_code", "")
         _failed.labels(self._connection.name, error.reason, code).inc()
-        telemetry.warning("send_failed", delivery=first.id, reason=error.reason, error_code=code)
+        telemetry.warning("send_failed", delivery_id=first.id, reason=error.reason, error_code=code)
         if isinstance(error, PlatformRefused) and first.progress.carries:
             await self._part(first)
             return
@@ -333,16 +346,19 @@ class _Lane:
             raise _TakenOver
 
     def _told(self, delivery: Delivery, state: State, error_code: str) -> None:
-        outcome = state.name.lower()
-        _finished_of(self._connection.name, outcome, error_code).inc()
+        channel, outcome = self._connection.name, state.name.lower()
+        seconds = self._clock.now() - delivery.row.created_at
+        _finished_of(channel, outcome, error_code).inc()
+        _delivery_seconds_of(channel, outcome).observe(seconds)
+        telemetry.request_id.set(delivery.trace)
+        telemetry.message_id.set(delivery.request.request_id)
         telemetry.info(
             "delivery_finished",
-            delivery=delivery.id,
-            request=delivery.request.request_id,
-            account=self._connection.name,
+            delivery_id=delivery.id,
+            channel=channel,
             outcome=outcome,
             error_code=error_code,
-            seconds=round(self._clock.now() - delivery.row.created_at, 3),
+            seconds=round(seconds, 3),
         )
 
 

@@ -9,6 +9,7 @@ from enum import IntEnum
 
 import msgspec
 
+from assistant import telemetry
 from assistant.api.message.v1.message_pb2 import Recipient
 from assistant.api.reply.v1.reply_pb2 import (
     DELIVERY_STATE_DEAD,
@@ -91,6 +92,8 @@ class Delivery:
         """Whether an earlier one of its lane may be in the hands of another process."""
         self.alone = not all(content.HasField("text") for content in self.request.content)
         """Whether it must not share a request with another one."""
+        self.trace = ""
+        """The request id of the callback that it answers; empty after a restart."""
         self.rendered: list[bytes] = []
         """Its requests, once they were made."""
 
@@ -182,7 +185,9 @@ class Outbox:
             request.SerializeToString(),
             State.RECORDED if recorded else State.PENDING,
         )
-        return Delivery(admitted.row, blocked=admitted.blocked), admitted.new
+        delivery = Delivery(admitted.row, blocked=admitted.blocked)
+        delivery.trace = telemetry.request_id.get()
+        return delivery, admitted.new
 
     async def recover(self) -> list[Delivery]:
         """Take over all that processes left behind which are gone, oldest first."""
@@ -274,6 +279,10 @@ class Outbox:
             if await self._rows.purge(finished_before, _PURGE_AT_ONCE) < _PURGE_AT_ONCE:
                 return
             await asyncio.sleep(_PURGE_PAUSE_S)
+
+    async def counts(self) -> dict[State, int]:
+        """How many deliveries stand how."""
+        return {State(state): count for state, count in (await self._rows.counts()).items()}
 
     async def probe(self) -> None:
         """Write something. Raises StorageUnavailable if the database takes nothing."""

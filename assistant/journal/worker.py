@@ -25,22 +25,22 @@ _POSTED_WAIT_S = 0.02
 _FIRST_BACKOFF_S = 0.05
 _LONGEST_BACKOFF_S = 2.0
 
-_COMMITS = Counter("assistant_journal_commits", "Transactions made durable", ["worker"])
+_COMMITS = Counter("assistant_journal_commits", "Transactions made durable.", ["worker"])
 _OPERATIONS = Histogram(
     "assistant_journal_commit_operations",
-    "Operations that shared a transaction",
+    "Operations that shared a transaction.",
     ["worker"],
     buckets=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
 )
 _SECONDS = Histogram(
     "assistant_journal_commit_seconds",
-    "Time of a transaction, from its begin until it is durable",
+    "Time of a transaction, from its begin until it is durable.",
     ["worker"],
     buckets=[0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3],
 )
-_FAILURES = Counter("assistant_journal_failures", "Transactions that the database did not take", ["worker"])
-_POSTED = Gauge("assistant_journal_posted_operations", "Posted operations that are not yet durable")
-_REFUSED = Counter("assistant_journal_refused_operations", "Posted operations that failed and were given up")
+_FAILURES = Counter("assistant_journal_failures", "Transactions that the database did not take.", ["worker"])
+_POSTED = Gauge("assistant_journal_posted_operations", "Posted operations that are not yet durable.")
+_REFUSED = Counter("assistant_journal_refused_operations", "Posted operations that failed and were given up.")
 
 Call = tuple[Operation[Any, Any], Any]
 

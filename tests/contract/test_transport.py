@@ -419,7 +419,7 @@ async def test_calls_are_counted_by_method_and_code(stub, crypto):
 
     def count(code: str) -> float:
         labels = {"method": "/assistant.api.crypto.v1.CryptoService/OpenCallback", "code": code}
-        return REGISTRY.get_sample_value("assistant_call_duration_seconds_count", labels) or 0
+        return REGISTRY.get_sample_value("assistant_call_seconds_count", labels) or 0
 
     before = count("OK"), count("UNAUTHENTICATED")
     crypto.compute = lambda request, call: OpenCallbackResponse()

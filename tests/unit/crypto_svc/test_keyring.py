@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from assistant import plugin
 from assistant.errors import (
@@ -55,14 +56,44 @@ def ring(file: Path, account: dict[str, Any]) -> Keyring:
     return Keyring(file, {ACCOUNT: crypto(account)}, lambda: NOW)
 
 
+def nothing_can_be_written_to(file: Path) -> None:
+    file.with_name(f"{file.name}.new").mkdir(parents=True)
+
+
 def live(keyring: Keyring) -> list[str]:
     return list(keyring.of(ACCOUNT).live)
 
 
 def test_the_configured_key_needs_no_file(file: Path, account: dict[str, Any]) -> None:
-    """An account works with the key of its settings, and nothing is written for it."""
+    """An account works with the key of its settings, even if nothing can be written."""
+    nothing_can_be_written_to(file)
     assert live(ring(file, account)) == [CONFIGURED]
-    assert not file.exists()
+
+
+def test_the_age_of_the_configured_key_is_known(file: Path, account: dict[str, Any]) -> None:
+    """When it was seen first is kept over restarts, without its material, and begins anew with another key."""
+    later = NOW + 86_400
+    for clock in (NOW, later):
+        keyring = Keyring(file, {ACCOUNT: crypto(account)}, lambda now=clock: now)
+        assert keyring.of(ACCOUNT).records[CONFIGURED].added_at == NOW
+        assert _added(CONFIGURED) == NOW
+    assert not [value for value in (account["token"], account["aeskey"]) if value in file.read_text()]
+    Keyring(file, {ACCOUNT: crypto(account | material())}, lambda: later)
+    assert _added(CONFIGURED) == later
+
+
+def test_a_retired_key_has_no_age(file: Path, account: dict[str, Any]) -> None:
+    """The metric tells of live keys only."""
+    keyring = ring(file, account)
+    keyring.add(ACCOUNT, "spring", material())
+    assert _added("spring") == NOW
+    keyring.retire(ACCOUNT, "spring")
+    assert _added("spring") is None
+
+
+def _added(key_id: str) -> float | None:
+    labels = {"channel": ACCOUNT[0], "account": ACCOUNT[1], "key_id": key_id}
+    return REGISTRY.get_sample_value("assistant_key_added_timestamp_seconds", labels)
 
 
 def test_an_added_key_outlives_the_process(file: Path, account: dict[str, Any]) -> None:
@@ -132,9 +163,9 @@ def test_names_that_are_not_known_are_told(file: Path, account: dict[str, Any]) 
 
 def test_a_key_that_cannot_be_written_is_not_live(file: Path, account: dict[str, Any]) -> None:
     """When the disk takes nothing, nothing is changed."""
+    nothing_can_be_written_to(file)
     keyring = ring(file, account)
-    file.parent.write_text("a file where the folder should be")
-    with pytest.raises(StorageUnavailable, match=r"keys\.json: File exists"):
+    with pytest.raises(StorageUnavailable, match=r"keys\.json: Is a directory"):
         keyring.add(ACCOUNT, "spring", material())
     assert live(keyring) == [CONFIGURED]
 

@@ -25,6 +25,7 @@ from assistant.backoff import Backoff
 from assistant.errors import Cancelled, Overloaded, ServiceUnavailable
 from assistant.mux import MAX_IN_FLIGHT
 from assistant.replica import Replica
+from assistant.tls import Certificates, Identity
 
 __all__ = ["Channel", "connect"]
 
@@ -32,28 +33,31 @@ _RESOLVE_EVERY_S = 2.0
 _RESOLVE_AT_MOST_EVERY_S = 0.5
 
 
-def connect(target: str, *, multiplex: bool = True) -> "Channel":
+def connect(target: str, *, multiplex: bool = True, identity: Identity | None = None, server: str = "") -> "Channel":
     """A channel to a service, for generated stubs. Nothing is opened before the first call.
 
     `target` is "host:port", several of these with commas between, "dns:///host:port" or "unix:/path". A
     host with several addresses is as many replicas; each call goes to the one with the fewest in flight.
-    `multiplex=False` makes every call a plain gRPC call.
+    `multiplex=False` makes every call a plain gRPC call. With an `identity` it speaks mutual TLS, to none but the
+    process whose certificate has the name `server`, such as "crypto_svc".
     """
-    return Channel(target, multiplex)
+    return Channel(target, multiplex, identity, server)
 
 
 class Channel(grpc.aio.Channel):
     """Made by `connect`. Belongs to the event loop of its first call."""
 
-    def __init__(self, target: str, multiplex: bool) -> None:
+    def __init__(self, target: str, multiplex: bool, identity: Identity | None, server: str) -> None:
         self._target = target
         self._multiplex = multiplex
+        self._identity = identity
+        self._server = server
         self._opened: _Replicas | None = None
 
     @property
     def _replicas(self) -> "_Replicas":
         if self._opened is None:
-            self._opened = _Replicas(self._target, self._multiplex)
+            self._opened = _Replicas(self._target, self._multiplex, self._identity, self._server)
         return self._opened
 
     # --- What stubs ask for -------------------------------------------------------------------------------
@@ -61,11 +65,15 @@ class Channel(grpc.aio.Channel):
     def unary_unary(
         self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: object
     ) -> Any:
-        """A function that makes one call and, awaited, gives the response."""
+        """A function that makes one call and, awaited, gives the response.
+
+        A request may also be given as bytes: serialised already.
+        """
         repeatable = _repeatable(method)
 
         async def call(request: object, timeout_s: float) -> Any:
-            payload = wire.checked(method, "request", request_serializer(request))
+            serialised = request if isinstance(request, bytes) else request_serializer(request)
+            payload = wire.checked(method, "request", serialised)
             attempts = _Attempts(repeatable, timeout_s)
             while True:
                 try:
@@ -184,10 +192,12 @@ class _Attempts:
 class _Replicas:
     """The servers that a target stands for."""
 
-    def __init__(self, target: str, multiplex: bool) -> None:
+    def __init__(self, target: str, multiplex: bool, identity: Identity | None, server: str) -> None:
         self._target = target
         self._multiplex = multiplex
-        self._by_address: dict[str, Replica] = {}
+        self._identity = identity
+        self._server = server
+        self._connected: dict[tuple[str, Certificates | None], Replica] = {}
         self._ready: list[Replica] = []
         self._unresolved = ""
         self._closed = False
@@ -230,14 +240,14 @@ class _Replicas:
 
     def _failure(self) -> str:
         """Why none is connected. Empty while it is still being tried."""
-        failures = [replica.failure for replica in self._by_address.values()] or [self._unresolved]
+        failures = [replica.failure for replica in self._connected.values()] or [self._unresolved]
         return failures[0] if all(failures) else ""
 
     async def close(self) -> None:
         self._closed = True
         self._keeper.cancel()
-        replicas = [*self._by_address.values(), *self._retiring]
-        self._by_address.clear()
+        replicas = [*self._connected.values(), *self._retiring]
+        self._connected.clear()
         self._tell()
         await asyncio.gather(self._keeper, *(replica.close() for replica in replicas), return_exceptions=True)
         await asyncio.gather(*self._retiring.values())
@@ -256,12 +266,17 @@ class _Replicas:
                     await self.changed.wait()
 
     def _set(self, addresses: list[str]) -> None:
-        for address in self._by_address.keys() - addresses:
-            replica = self._by_address.pop(address)
-            self._retiring[replica] = asyncio.create_task(self._retire(replica))
+        certificates = self._identity.current() if self._identity else None
         for address in addresses:
-            if address not in self._by_address:
-                self._by_address[address] = Replica(address, self._multiplex, self._tell)
+            if (address, certificates) not in self._connected:
+                replica = Replica(address, self._multiplex, self._tell, certificates, self._server)
+                self._connected[address, certificates] = replica
+        for address, shown in list(self._connected):
+            # With new certificates a connection is made beside the old one, which serves until the new one does.
+            successor = self._connected.get((address, certificates)) if address in addresses else None
+            if successor is None or (shown is not certificates and successor.ready):
+                replica = self._connected.pop((address, shown))
+                self._retiring[replica] = asyncio.create_task(self._retire(replica))
         self._tell()
 
     async def _retire(self, replica: Replica) -> None:
@@ -269,7 +284,7 @@ class _Replicas:
         del self._retiring[replica]
 
     def _tell(self) -> None:
-        self._ready = [replica for replica in self._by_address.values() if replica.ready]
+        self._ready = [replica for replica in self._connected.values() if replica.ready]
         self.changed.tell()
 
 

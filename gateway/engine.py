@@ -4,7 +4,7 @@ import asyncio
 import functools
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from prometheus_client import Histogram
 
@@ -58,10 +58,9 @@ class Engine:
 
     async def reply(self, message: InboundMessage, conversation: Conversation) -> GenerateReplyResponse:
         """Answer one message. Raises what the engine fails with when it fails for good or time is over."""
-        turn_id = message_key(message)
         deadline = time.monotonic() + self._timeout_s
         request = GenerateReplyRequest(
-            turn_id=turn_id,
+            turn_id=message_key(message),
             account=message.account,
             conversation=message.conversation,
             message=message,
@@ -69,19 +68,20 @@ class Engine:
             locale=message.locale,
         )
         skills = await self._skills_for(message, message.locale or self._locale)
-        request.MergeFromString(conversation.history() + skills)
+        # History and skills, most of the request, stay as they are kept: serialised. Parts that are joined are merged.
+        before = conversation.history() + skills
         for _ in range(ROUNDS):
-            response = await self._ask(request, deadline)
+            response = await self._ask(before + request.SerializeToString(), deadline)
             if not response.actions:
                 return response
             for action in response.actions:
                 request.skill_results.append(await self._run(action, len(request.skill_results), request))
         raise EngineUnavailable(f"the engine still proposes actions after {ROUNDS} rounds")
 
-    async def _ask(self, request: GenerateReplyRequest, deadline: float) -> GenerateReplyResponse:
+    async def _ask(self, request: bytes, deadline: float) -> GenerateReplyResponse:
         began_at = time.monotonic()
         try:
-            response = await self._generate(request, deadline)
+            response = await self._generate(cast("GenerateReplyRequest", request), deadline)
         except AssistantError as error:
             _seconds(error.reason).observe(time.monotonic() - began_at)
             raise

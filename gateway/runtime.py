@@ -5,8 +5,10 @@ It is made on the event loop of a worker, never before the fork: no connection s
 
 import asyncio
 import contextlib
+import gc
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from prometheus_client import Gauge
 
@@ -42,10 +44,11 @@ class Gateway:
 
     def __init__(self, configuration: Configuration, journal: Journal) -> None:
         settings = configuration.gateway
-        crypto = connect(settings.crypto_target, multiplex=settings.multiplex)
-        nlp = connect(configuration.nlp.target, multiplex=settings.multiplex)
-        skills = connect(configuration.skills.target, multiplex=settings.multiplex)
-        reply = connect(settings.reply_target, multiplex=settings.multiplex)
+        to = partial(connect, multiplex=settings.multiplex, identity=configuration.identity)
+        crypto = to(settings.crypto_target, server="crypto_svc")
+        nlp = to(configuration.nlp.target, server="nlp_svc")
+        skills = to(configuration.skills.target, server="nlp_svc")
+        reply = to(settings.reply_target, server="reply_svc")
         self._channels = [crypto, nlp, skills, reply]
         self._settings = settings
         self._background: list[asyncio.Task[None]] = []
@@ -88,6 +91,8 @@ class Gateway:
             asyncio.create_task(gateway._every(_COUNT_EVERY_S, gateway._count)),
             asyncio.create_task(gateway._every(_PURGE_EVERY_S, gateway._purge)),
         ]
+        gc.collect()
+        gc.freeze()  # what lives now lives as long as the process: the collector need not look at it again
         telemetry.info("gateway_started", accounts=len(gateway.codecs))
         return gateway
 

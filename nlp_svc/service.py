@@ -1,10 +1,12 @@
 """NlpService: checks what it is asked and passes it to the engine."""
 
 from collections.abc import AsyncIterator
+from operator import attrgetter
 from time import monotonic
 
 from assistant import telemetry
 from assistant.api.nlp.v1.nlp_pb2 import (
+    ROLE_UNSPECIFIED,
     DescribeModelRequest,
     DescribeModelResponse,
     GenerateReplyRequest,
@@ -15,6 +17,8 @@ from assistant.api.nlp.v1.nlp_pb2 import (
 from assistant.errors import InvalidRequest
 from assistant.server import Call
 from nlp_svc.router import Router
+
+_ROLE = attrgetter("role")
 
 
 class NlpService:
@@ -51,6 +55,6 @@ def _check(request: GenerateReplyRequest) -> None:
         raise InvalidRequest("turn_id is empty: give every message a turn of its own")
     if not request.message.content:
         raise InvalidRequest("message.content is empty: there is nothing to answer")
-    for index, entry in enumerate(request.history):
-        if not entry.role:  # ROLE_UNSPECIFIED; looking the name up costs more than all the rest
-            raise InvalidRequest(f"history[{index}].role is not set: say who spoke")
+    roles = list(map(_ROLE, request.history))
+    if ROLE_UNSPECIFIED in roles:
+        raise InvalidRequest(f"history[{roles.index(ROLE_UNSPECIFIED)}].role is not set: say who spoke")

@@ -205,6 +205,12 @@ class SkillNotPermitted(AssistantError):
     code, http, reason = StatusCode.PERMISSION_DENIED, 403, "SKILL_NOT_PERMITTED"
 
 
+class CallerNotPermitted(AssistantError):
+    """The certificate of the caller names nobody who may call this method. Do not retry."""
+
+    code, http, reason = StatusCode.PERMISSION_DENIED, 403, "CALLER_NOT_PERMITTED"
+
+
 class SkillOutcomeUnknown(AssistantError):
     """An earlier attempt at this use of the skill was cut off: whether it was done is unknown. Do not repeat; look."""
 

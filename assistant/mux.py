@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from assistant.access import Access
 from assistant.api.mux.v1.mux_pb2 import (
     DESCRIPTOR,
     SERVING_STATE_NOT_SERVING,
@@ -113,8 +114,8 @@ class _Deadlines:
 class MuxHandler(grpc.GenericRpcHandler):
     """Serves Exchange: runs the operations of all streams on a server's methods."""
 
-    def __init__(self, methods: Mapping[str, Method], health: Health) -> None:
-        self._methods = methods
+    def __init__(self, access: Access, health: Health) -> None:
+        self._access = access
         self._health = health
         self._exchanges: set[_Exchange] = set()
         self._handler = grpc.stream_stream_rpc_method_handler(
@@ -131,7 +132,7 @@ class MuxHandler(grpc.GenericRpcHandler):
             exchange.close()
 
     async def _exchange(self, _: object, context: Any) -> None:
-        exchange = _Exchange(self._methods, self._health, context)
+        exchange = _Exchange(self._access.methods(context), self._health, context)
         self._exchanges.add(exchange)
         try:
             await exchange.run()

@@ -8,11 +8,12 @@ from typing import Any
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from assistant import wire
+from assistant import tls, wire
 from assistant.backoff import Backoff
 from assistant.errors import AssistantError, ServiceUnavailable, from_status
 from assistant.mux import Multiplexer
 from assistant.telemetry import request_id
+from assistant.tls import Certificates
 
 _CONNECT_WITHIN_S = 5.0
 _LINGER_S = 60.0
@@ -29,10 +30,18 @@ _KEPT_ALIVE = (*_OPTIONS, ("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_t
 class Replica:
     """One server, by its address: "127.0.0.1:7001" or "unix:/path". Connects at once, and again until closed.
 
-    `changed` is called whenever `ready`, `serving` or `failure` may have changed.
+    `changed` is called whenever `ready`, `serving` or `failure` may have changed. With `certificates` it speaks
+    mutual TLS, to none but the process named `server`.
     """
 
-    def __init__(self, address: str, multiplex: bool, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        address: str,
+        multiplex: bool,
+        changed: Callable[[], None],
+        certificates: Certificates | None = None,
+        server: str = "",
+    ) -> None:
         self.ready = False
         """Whether it can be called."""
         self.serving = False
@@ -42,6 +51,8 @@ class Replica:
         self._address = address
         self._multiplex = multiplex
         self._changed = changed
+        self._certificates = certificates
+        self._server = server
         self._mux: Multiplexer | None = None
         self._channel: Any
         self._plain_calls = 0
@@ -114,7 +125,8 @@ class Replica:
         backoff = Backoff()
         multiplex = self._multiplex
         while not self._closed.is_set():  # gRPC may take a cancellation for the end of a call
-            channel = grpc.aio.insecure_channel(self._address, _KEPT_ALIVE if multiplex else _OPTIONS)
+            options = _KEPT_ALIVE if multiplex else _OPTIONS
+            channel = tls.open_channel(self._address, self._certificates, self._server, options)
             offered = True
             try:
                 async with asyncio.timeout(_CONNECT_WITHIN_S) as limit:

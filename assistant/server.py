@@ -11,7 +11,7 @@ import signal
 from collections.abc import AsyncIterator, Coroutine
 from http.server import ThreadingHTTPServer
 from time import monotonic
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NoReturn
 
 import grpc
@@ -20,11 +20,13 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from assistant import telemetry, wire
-from assistant.dispatch import DEFAULT_TIMEOUT_S, Call, Method, Servicers, methods
+from assistant.access import Access, Callers
+from assistant.dispatch import DEFAULT_TIMEOUT_S, Call, Method, Servicers
 from assistant.errors import AssistantError, InvalidSetting, to_status
 from assistant.health import Health
 from assistant.mux import MuxHandler
 from assistant.settings import Address
+from assistant.tls import Identity
 
 __all__ = ["Call", "Health", "Server", "Servicers", "run", "serve"]
 
@@ -45,17 +47,25 @@ class Server:
     """Serves servicers on one address, and on another its metrics and health over HTTP.
 
     `listen` is "host:port" (0: any free port) or "unix:/path". Once stopping, it answers what still arrives
-    for `drain_s`, and finishes what it began.
+    for `drain_s`, and finishes what it began. With an `identity` it speaks mutual TLS, and only `callers` may call.
     """
 
     def __init__(
-        self, servicers: Servicers, *, listen: Address | str, admin: Address | None = None, drain_s: float = 1.0
+        self,
+        servicers: Servicers,
+        *,
+        listen: Address | str,
+        admin: Address | None = None,
+        drain_s: float = 1.0,
+        identity: Identity | None = None,
+        callers: Callers = MappingProxyType({}),
     ) -> None:
         self.health = Health(service.full_name for service in servicers)
         self.port = 0
         self._services = [service.full_name for service in servicers]
-        self._methods = methods({**servicers, _HEALTH: self.health})
-        self._mux = MuxHandler(self._methods, self.health)
+        self._access = Access({**servicers, _HEALTH: self.health}, callers if identity else None)
+        self._mux = MuxHandler(self._access, self.health)
+        self._identity = identity
         self._listen = listen
         self._admin = admin
         self._drain_s = drain_s
@@ -65,11 +75,14 @@ class Server:
     async def start(self) -> None:
         """Begin to serve. Raises InvalidSetting if an address is taken."""
         self._grpc = grpc.aio.server(options=_OPTIONS)
-        self._grpc.add_generic_rpc_handlers((_Handlers(self._methods), self._mux))
+        self._grpc.add_generic_rpc_handlers((_Handlers(self._access), self._mux))
         names = (*self._services, _HEALTH.full_name, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._grpc)
         try:
-            self.port = self._grpc.add_insecure_port(self._listen)
+            if self._identity is None:
+                self.port = self._grpc.add_insecure_port(self._listen)
+            else:
+                self.port = self._grpc.add_secure_port(self._listen, self._identity.server_credentials())
         except RuntimeError as error:
             raise InvalidSetting(
                 f"cannot listen on {self._listen}: is another process there? Stop it, set `listen` to another "
@@ -135,15 +148,16 @@ def _log_stray(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 class _Handlers(grpc.GenericRpcHandler):
     """Brings gRPC's calls to dispatch."""
 
-    def __init__(self, methods: dict[str, Method]) -> None:
-        self._handlers = {path: _handler(method) for path, method in methods.items()}
+    def __init__(self, access: Access) -> None:
+        self._handlers = {path: _handler(method, access) for path, method in access.all().items()}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
         return self._handlers.get(handler_call_details.method)
 
 
-def _handler(method: Method) -> "grpc.RpcMethodHandler[Any, Any]":
+def _handler(served: Method, access: Access) -> "grpc.RpcMethodHandler[Any, Any]":
     async def unary(payload: bytes, context: Any) -> bytes:
+        method = access.methods(context)[served.path]
         call = _call(method, context)
         try:
             async with asyncio.timeout(call.time_left_s()):
@@ -152,6 +166,7 @@ def _handler(method: Method) -> "grpc.RpcMethodHandler[Any, Any]":
             return await _abort(context, error)
 
     async def server_streaming(payload: bytes, context: Any) -> AsyncIterator[bytes]:
+        method = access.methods(context)[served.path]
         try:
             async for response in method.run_server_streaming(payload, _call(method, context)):
                 yield response
@@ -159,6 +174,7 @@ def _handler(method: Method) -> "grpc.RpcMethodHandler[Any, Any]":
             await _abort(context, error)
 
     async def client_streaming(payloads: AsyncIterator[bytes], context: Any) -> bytes:
+        method = access.methods(context)[served.path]
         call = _call(method, context)
         try:
             async with asyncio.timeout(call.time_left_s()):
@@ -166,9 +182,9 @@ def _handler(method: Method) -> "grpc.RpcMethodHandler[Any, Any]":
         except AssistantError as error:
             return await _abort(context, error)
 
-    if method.server_streaming:
+    if served.server_streaming:
         return grpc.unary_stream_rpc_method_handler(server_streaming)
-    if method.client_streaming:
+    if served.client_streaming:
         return grpc.stream_unary_rpc_method_handler(client_streaming)
     return grpc.unary_unary_rpc_method_handler(unary)
 

@@ -1,6 +1,6 @@
 """The process that holds the callback keys: `python -m crypto_svc`."""
 
-from assistant import plugin, telemetry
+from assistant import plugin, telemetry, tls
 from assistant.api.crypto.v1.crypto_pb2 import DESCRIPTOR
 from assistant.server import Server, run, serve
 from assistant.settings import Source
@@ -9,6 +9,7 @@ from crypto_svc.service import CryptoService
 from crypto_svc.settings import CryptoSettings
 
 _SERVICE = DESCRIPTOR.services_by_name["CryptoService"]
+_KEY_METHODS = [f"{_SERVICE.full_name}.{name}" for name in ("ListKeys", "AddKey", "RetireKey")]
 
 
 def main() -> None:
@@ -22,7 +23,11 @@ async def _main() -> None:
     settings = source.read(CryptoSettings, "crypto")
     keyring = Keyring(settings.keys_file, _accounts(source))
     server = Server(
-        {_SERVICE: CryptoService(keyring, settings.max_age_s)}, listen=settings.listen, admin=settings.admin
+        {_SERVICE: CryptoService(keyring, settings.max_age_s)},
+        listen=settings.listen,
+        admin=settings.admin,
+        identity=tls.identity(source, "crypto_svc"),
+        callers={_SERVICE.full_name: settings.callers, **dict.fromkeys(_KEY_METHODS, settings.key_callers)},
     )
     server.health.set(_SERVICE.full_name, len(keyring) > 0)
     await serve(server)

@@ -7,9 +7,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from assistant import plugin, ports
+from assistant import plugin, ports, tls
 from assistant.api.message.v1.message_pb2 import Account
 from assistant.settings import Address, Settings, Source, home
+from assistant.tls import Identity
 
 
 def _local(port: int) -> str:
@@ -80,6 +81,8 @@ class Configuration:
     skills: SkillsSettings
     accounts: Mapping[tuple[str, str], Settings]
     """The codec's settings of each account: (channel, account) -> settings."""
+    identity: Identity | None = None
+    """What it shows to the services that it calls. None: plaintext."""
 
     @classmethod
     def load(cls) -> "Configuration":
@@ -95,6 +98,7 @@ class Configuration:
             source.read(NlpSettings, "nlp", exact=False),
             source.read(SkillsSettings, "skills", exact=False),
             accounts,
+            tls.identity(source, "gateway"),
         )
 
     def codecs(self) -> dict[tuple[str, str], plugin.Codec]:

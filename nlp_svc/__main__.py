@@ -2,7 +2,7 @@
 
 import asyncio
 
-from assistant import telemetry
+from assistant import telemetry, tls
 from assistant.api.nlp.v1 import nlp_pb2
 from assistant.api.skill.v1 import skill_pb2
 from assistant.journal import Journal
@@ -25,7 +25,13 @@ async def _main() -> None:
     engine = Router(router.create(settings.provider, source))
     journal = await Journal.open(settings.database, effects.MIGRATIONS)
     skill_service = SkillService(skills.create(source), Effects(journal, settings.effects_keep_days))
-    server = Server({_NLP: NlpService(engine), _SKILLS: skill_service}, listen=settings.listen, admin=settings.admin)
+    server = Server(
+        {_NLP: NlpService(engine), _SKILLS: skill_service},
+        listen=settings.listen,
+        admin=settings.admin,
+        identity=tls.identity(source, "nlp_svc"),
+        callers=dict.fromkeys((_NLP.full_name, _SKILLS.full_name), settings.callers),
+    )
     server.health.set(_NLP.full_name, False)
     loading = asyncio.create_task(_load(engine, server))
     await serve(server)

@@ -25,6 +25,9 @@ class NlpSettings(Settings, frozen=True, kw_only=True):
     database: Annotated[str, Meta(description="what skills did: sqlite:///… or postgresql://…")] = field(
         default_factory=lambda: f"sqlite:///{home()}/data/nlp.db"
     )
+    callers: Annotated[
+        str, Meta(description="who may call, by the names in their certificates; without `tls` everybody may")
+    ] = "gateway, operator, mesh"
     effects_keep_days: Annotated[
         float, Meta(gt=0, description="days that a repeated use of a skill is answered as the first one was")
     ] = 30.0

@@ -6,7 +6,7 @@ from functools import partial
 
 import aiohttp
 
-from assistant import telemetry
+from assistant import telemetry, tls
 from assistant.api.reply.v1.reply_pb2 import DESCRIPTOR
 from assistant.journal import Journal
 from assistant.server import Server, run, serve
@@ -41,7 +41,13 @@ async def _main() -> None:
         lanes = Lanes(outbox, connections, clock)
         await lanes.recover()  # before anything new is accepted: it is later in its lane
         service = ReplyService(outbox, lanes, connections, settings.max_open)
-        server = Server({_SERVICE: service}, listen=settings.listen, admin=settings.admin)
+        server = Server(
+            {_SERVICE: service},
+            listen=settings.listen,
+            admin=settings.admin,
+            identity=tls.identity(source, "reply_svc"),
+            callers={_SERVICE.full_name: settings.callers},
+        )
         serving = partial(server.health.set, _SERVICE.full_name)
         upkeep = Upkeep(outbox, lanes, connections, clock, keep_days=settings.keep_days, serving=serving)
         running = asyncio.create_task(upkeep.run())

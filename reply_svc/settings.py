@@ -24,6 +24,9 @@ class ReplySettings(Settings, frozen=True, kw_only=True):
     database: Annotated[str, Meta(description="where deliveries are kept: sqlite:///… or postgresql://…")] = field(
         default_factory=lambda: f"sqlite:///{home()}/data/reply.db"
     )
+    callers: Annotated[
+        str, Meta(description="who may call, by the names in their certificates; without `tls` everybody may")
+    ] = "gateway, operator, mesh"
     keep_days: Annotated[float, Meta(gt=0, description="days that finished deliveries are kept")] = 7.0
     max_open: Annotated[
         int, Meta(ge=1, description="deliveries waiting at once in this process; above it new ones are refused")

@@ -15,6 +15,7 @@ _COMMANDS = {
     "simulate": "simulate:simulate",
     "inbox": "inbox:inbox",
     "deliveries": "deliveries:deliveries",
+    "certificates": "certificates:certificates",
     "plugins": "plugins:plugins",
     "container": "container:container",
 }

@@ -25,6 +25,7 @@ from assistant.settings import (
 )
 
 _SECTIONS = {
+    "tls": "assistant.tls:TlsSettings",
     "edge": "assistant.cli.envoy:EdgeSettings",
     "gateway": "gateway.settings:GatewaySettings",
     "crypto": "crypto_svc.settings:CryptoSettings",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from google.protobuf.json_format import MessageToDict
 
+from assistant import tls
 from assistant.api.reply.v1 import reply_pb2
 from assistant.api.reply.v1.reply_pb2_grpc import ReplyServiceStub
 from assistant.cli.addresses import reachable
@@ -76,10 +77,12 @@ def recall(delivery_id: str) -> None:
 
 def call(ask: Callable[["ReplyServiceAsyncStub"], Awaitable[Answer]]) -> Answer:
     """Ask the running reply_svc. Raises ServiceUnavailable and what it answers."""
-    listen, _ = addresses(service("reply_svc"), Configuration.load())
+    configuration = Configuration.load()
+    listen, _ = addresses(service("reply_svc"), configuration)
+    operator = tls.identity(configuration.source, "operator")
 
     async def asked() -> Answer:
-        async with connect(reachable(listen), multiplex=False) as channel:
+        async with connect(reachable(listen), multiplex=False, identity=operator, server="reply_svc") as channel:
             return await ask(ReplyServiceStub(channel))
 
     return asyncio.run(asked())

@@ -35,7 +35,7 @@ class Part:
     addresses: Mapping[str, Address]
     """Where it listens, by the name of the setting."""
     ready: str
-    """What to ask whether it is ready: `grpc://host:port` for its health, or an HTTP address that answers 200."""
+    """What to ask whether it is ready: an HTTP address, which then answers 200."""
 
 
 def parts(given: Configuration) -> list[Part]:
@@ -67,19 +67,17 @@ class _Addresses(Settings, frozen=True, kw_only=True):
 
 def _service(service: Service, configuration: Configuration) -> Part:
     listen, admin = addresses(service, configuration)
-    knows = (service.section, *service.shared)
+    knows = (service.section, "tls", *service.shared)
     tables = _pick(configuration.tables, knows)
     variables = [f"{PREFIX}{name.upper().replace('.', '_')}" for name in knows]
     if service.facet:
         tables["channels"], credentials = _facet(service.facet, configuration)
         variables += credentials
-    http = service.name == "gateway"
+    stage = _ENTRANCE if service.name == "gateway" else _SERVICE
     return Part(
-        _program(
-            service.name, (sys.executable, "-m", service.name), tables, variables, _ENTRANCE if http else _SERVICE
-        ),
+        _program(service.name, (sys.executable, "-m", service.name), tables, variables, stage),
         {f"{service.section}.listen": listen, f"{service.section}.admin": admin},
-        f"http://{reachable(admin)}/healthz" if http else f"grpc://{reachable(listen)}",
+        f"http://{reachable(admin)}/healthz",
     )
 
 

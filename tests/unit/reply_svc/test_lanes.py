@@ -158,10 +158,15 @@ class TestOnAFastClock:
     def clock(self, fast_clock: "type[FastClock]") -> Clock:
         return fast_clock(60)
 
-    async def test_a_member_is_sent_no_more_than_the_quota(self, reply: "Reply", platform: "Platform") -> None:
+    async def test_a_member_is_sent_no_more_than_the_quota(
+        self, reply: "Reply", platform: "Platform", clock: "FastClock"
+    ) -> None:
         """Forty answers in a minute: thirty go at once, the others wait, share one message, and none is dropped."""
+        clock.stand_still()
         for number in range(40):
             await reply.deliver(f"r{number:02}")
+        await reply.over("r29")
+        clock.go_on()
         for number in range(40):
             assert (await reply.over(f"r{number:02}")).state == DELIVERY_STATE_DELIVERED
         shown = await platform.texts()
@@ -183,22 +188,30 @@ class TestOnAFastClock:
         times = [message["time"] for message in await platform.shown()]
         assert times[30] - times[0] >= 59
 
-    async def test_one_refused_text_takes_no_other_along(self, run_reply: "RunReply", recorder: Recorder) -> None:
+    async def test_one_refused_text_takes_no_other_along(
+        self, run_reply: "RunReply", recorder: Recorder, clock: "FastClock"
+    ) -> None:
         """A request of several deliveries that is refused is sent again one by one."""
+        clock.stand_still()
         recorder.answers, recorder.forbidden = True, b"evil"
         async with run_reply(api_base=recorder.url) as reply:
             names = [f"r{number}" for number in range(30)] + ["good", "evil", "fine"]
             for name in names:
                 await reply.deliver(name)
+            await reply.over("r29")
+            clock.go_on()
             states = [(await reply.over(name)).state for name in names]
         assert states == [DELIVERY_STATE_DEAD if name == "evil" else DELIVERY_STATE_DELIVERED for name in names]
         assert "good\nevil\nfine" in recorder.texts()
         assert recorder.texts()[-3:] == ["good", "evil", "fine"]
 
-    async def test_what_shares_a_message_cannot_be_taken_back_alone(self, reply: "Reply") -> None:
+    async def test_what_shares_a_message_cannot_be_taken_back_alone(self, reply: "Reply", clock: "FastClock") -> None:
         """Recalling one of several would take back the others."""
+        clock.stand_still()
         for number in range(33):
             await reply.deliver(f"r{number}")
+        await reply.over("r29")
+        clock.go_on()
         last = await reply.over("r32")
         with pytest.raises(NotRecallable, match="others"):
             await reply.stub.RecallDelivery(RecallDeliveryRequest(delivery_id=last.delivery_id), timeout=5)

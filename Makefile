@@ -6,10 +6,10 @@ CLI := $(BIN)/ai-assistant-cli
 PROTOS := $(shell find protos -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs ping proto docs check test bench lock clean chaos
+.PHONY: help up down status logs ping proto docs check test bench lock clean chaos image e2e-docker
 
 help: ## List the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 up: $(VENV)/.runtime proto ## Start everything; returns when it is healthy
 	@$(CLI) up
@@ -69,8 +69,14 @@ check: $(VENV)/.dev proto ## Lint, types, protos, walls, documentation
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/pytest -q tests/contract/test_walls.py tests/contract/test_documentation.py
 
-test: $(VENV)/.dev proto ## All tests, in parallel
-	$(BIN)/pytest -n auto
+test: $(VENV)/.dev proto ## All tests, in parallel, and what they cover in their own processes
+	$(BIN)/pytest -n auto --cov
+
+image: ## Build the container image ai-assistant
+	docker build --tag ai-assistant --file deploy/Dockerfile .
+
+e2e-docker: $(VENV)/.dev proto ## Test the mesh in real containers, if a container engine answers: some minutes
+	AI_ASSISTANT_TEST_CONTAINERS=1 $(BIN)/pytest -rs tests/docker
 
 chaos: $(VENV)/.dev proto ## Kill processes under load, 300 times on each store: about 20 minutes
 	$(BIN)/python -m tests.chaos --store sqlite --kills 300 --faults all

@@ -1,0 +1,212 @@
+"""Real containers. Slow, so they run only with `make e2e-docker`, and only where a container engine answers."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 240.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = [item for item in items if Path(__file__).parent in item.path.parents]
+    if here and (reason := _missing()):
+        for item in here:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _missing() -> str:
+    """What is missing to run containers. Empty: nothing."""
+    if not os.environ.get("AI_ASSISTANT_TEST_CONTAINERS"):
+        return "containers are tested by `make e2e-docker`"
+    if not shutil.which("docker"):
+        return "docker is not installed"
+    for question in (["docker", "info"], ["docker", "compose", "version"]):
+        asked = subprocess.run(question, capture_output=True, text=True, timeout=60, check=False)
+        if asked.returncode:
+            return f"no containers here: `{' '.join(question)}` says {asked.stderr.strip()[-200:]}"
+    return ""
+
+
+def run(*command: str, check: bool = True, **environment: str) -> str:
+    """The output of a command, which must succeed unless told otherwise."""
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=4 * PATIENCE_S,
+        check=False,
+    )
+    assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Mesh:
+    """A mesh in containers, reached from outside."""
+
+    http: int = field(default_factory=free_port)
+    https: int = field(default_factory=free_port)
+
+    def health(self, scheme: str = "http") -> tuple[int, Any]:
+        """Status and JSON of /health; (0, None) if nobody answers. The certificate is a development one."""
+        trusting = ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+        port = {"http": self.http, "https": self.https}[scheme]
+        try:
+            with urllib.request.urlopen(f"{scheme}://127.0.0.1:{port}/health", timeout=5, context=trusting) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+        except OSError:
+            return 0, None
+
+    def until(self, question: Callable[[], Any]) -> Any:
+        """The first answer that is true."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not (answer := question()):
+            assert time.monotonic() < deadline, f"not within {PATIENCE_S} s"
+            time.sleep(0.5)
+        return answer
+
+
+@dataclass
+class Stack(Mesh):
+    """One container per process: a compose project of its own name, on ports of its own."""
+
+    files: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    project: str = field(default_factory=lambda: f"ai-assistant-test-{uuid.uuid4().hex[:8]}")
+    simulator: int = field(default_factory=free_port)
+
+    def compose(self, *arguments: str, check: bool = True) -> str:
+        """The output of `docker compose …`."""
+        files = [argument for name in self.files for argument in ("--file", name)]
+        ours = {
+            "HTTP_PORT": str(self.http),
+            "HTTPS_PORT": str(self.https),
+            "SIMULATOR_PORT": str(self.simulator),
+            **self.environment,
+        }
+        command = ["docker", "compose", "--project-name", self.project, "--env-file", "/dev/null", *files, *arguments]
+        return run(*command, check=check, **ours)
+
+    def up(self) -> None:
+        """As a user does it; returns when every container is healthy and all is connected."""
+        self.compose("up", "--detach", "--build", "--wait", "--wait-timeout", str(int(PATIENCE_S)))
+        self.until(self.serving)
+
+    def serving(self) -> bool:
+        """Whether the gateway reaches every service; the platform may be away."""
+        services = (self.health()[1] or {}).get("services", {})
+        return bool(services) and all(state == "serving" for state in services.values())
+
+    def cli(self, *arguments: str) -> str:
+        """`ai-assistant-cli`, as an operator runs it here."""
+        return self.compose("run", "--rm", "--no-TTY", "cli", *arguments)
+
+    def ask(self, text: str) -> str:
+        """What a member who writes this is answered."""
+        return str(json.loads(self.cli("test", "wecom", "--message", text))["content"])
+
+    def inside(self, service: str, *command: str) -> str:
+        """The output of a command within a service's (first) container."""
+        return self.compose("exec", "--no-TTY", service, *command)
+
+    def containers(self) -> dict[str, dict[str, Any]]:
+        """What the engine knows of every container, by its name within the project, such as gateway-1."""
+        ids = self.compose("ps", "--all", "--quiet").split()
+        inspected: list[dict[str, Any]] = json.loads(run("docker", "inspect", *ids)) if ids else []
+        return {one["Name"].removeprefix(f"/{self.project}-"): one for one in inspected}
+
+    @contextlib.contextmanager
+    def without(self, name: str) -> Iterator[None]:
+        """A container is dead meanwhile; afterwards it is healthy again."""
+        run("docker", "kill", f"{self.project}-{name}")
+        yield
+        run("docker", "start", f"{self.project}-{name}")
+        self.until(lambda: self.containers()[name]["State"]["Health"]["Status"] == "healthy")
+
+
+@dataclass
+class Box(Mesh):
+    """The whole mesh in one container, with its state on a volume."""
+
+    name: str = field(default_factory=lambda: f"ai-assistant-test-{uuid.uuid4().hex[:8]}")
+
+    def start(self) -> None:
+        """As a user does it, with a read-only root and no privilege at all besides; returns when it is healthy."""
+        run("docker", "build", "--quiet", "--tag", "ai-assistant", "--file", "deploy/Dockerfile", ".")
+        run(
+            *("docker", "run", "--detach", "--name", self.name, "--volume", f"{self.name}:/var/lib/ai-assistant"),
+            *("--publish", f"127.0.0.1:{self.http}:8080", "--publish", f"127.0.0.1:{self.https}:8443"),
+            *("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges:true"),
+            "ai-assistant",
+        )
+        self.until(lambda: self.health()[0] == 200)
+
+    def docker(self, command: str, *arguments: str) -> str:
+        """`docker COMMAND … <this container>`."""
+        return run("docker", command, *arguments, self.name)
+
+    def inside(self, *command: str) -> str:
+        """The output of a command within the container."""
+        return run("docker", "exec", self.name, *command)
+
+    def ask(self, text: str) -> str:
+        """What a member who writes this is answered."""
+        return str(json.loads(self.inside("ai-assistant-cli", "test", "wecom", "--message", text))["content"])
+
+    def state(self) -> dict[str, Any]:
+        """What the engine knows of the container's state."""
+        inspected: dict[str, Any] = json.loads(self.docker("inspect"))[0]["State"]
+        return inspected
+
+
+@pytest.fixture(scope="session")
+def make_stack() -> Callable[..., contextlib.AbstractContextManager[Stack]]:
+    """`with make_stack("docker-compose.yml", VARIABLE="value") as stack:` gone afterwards, with its volumes."""
+
+    @contextlib.contextmanager
+    def make(*files: str, **environment: str) -> Iterator[Stack]:
+        stack = Stack(files=files, environment=environment)
+        try:
+            yield stack
+        finally:
+            stack.compose("--profile", "*", "down", "--volumes", "--remove-orphans")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[Box]:
+    """The whole mesh in one container, healthy."""
+    box = Box()
+    try:
+        box.start()
+        yield box
+    finally:
+        run("docker", "rm", "--force", "--volumes", box.name, check=False)
+        run("docker", "volume", "rm", "--force", box.name, check=False)

@@ -1,0 +1,204 @@
+"""The mesh with one container per process, as `docker compose up` starts it."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+
+SERVICES = ("envoy", "gateway", "crypto-svc", "nlp-svc", "reply-svc")
+BASE = "docker-compose.yml"
+SECRETS = {
+    "WECOM_SECRET": "theSecretOfTheApplication",
+    "WECOM_TOKEN": "theTokenOfTheCallback",
+    "WECOM_AESKEY": "0123456789abcdefghijklmnopqrstuvwxyzABCDEFG",
+}
+KNOWN_TO = {
+    "WECOM_SECRET": {"reply-svc", "cli"},
+    "WECOM_TOKEN": {"crypto-svc", "cli"},
+    "WECOM_AESKEY": {"crypto-svc", "cli"},
+}
+ACCOUNT = {
+    "WECOM_CORPID": "ww0123456789abcdef",
+    "WECOM_AGENTID": "1000002",
+    "WECOM_API_BASE": "http://127.0.0.1:1",  # nobody is there
+    "SIMULATORS": "0",
+}
+PASSWORDS = {f"{name}_PASSWORD": name.lower() for name in ("POSTGRES", "GATEWAY_DATABASE", "NLP_DATABASE")} | {
+    "REPLY_DATABASE_PASSWORD": "reply/database?"
+}
+
+MakeStack = Callable[..., AbstractContextManager[Any]]
+
+
+@pytest.fixture(scope="module")
+def stack(make_stack: MakeStack) -> Iterator[Any]:
+    """What somebody has who typed nothing but `docker compose up`."""
+    with make_stack(BASE) as stack:
+        stack.up()
+        yield stack
+
+
+# Tries whatever way out there is, to the port that Envoy publishes on the engine's own machine.
+TRY_THE_WAY_OUT = """
+import socket, sys
+for route in open("/proc/net/route").read().splitlines()[1:]:
+    _, destination, gateway, *_ = route.split()
+    if destination == "00000000":
+        address = socket.inet_ntoa(bytes.fromhex(gateway)[::-1])
+        try:
+            socket.create_connection((address, int(sys.argv[1])), 2)
+            print("out")
+        except OSError:
+            pass
+"""
+
+
+def has_a_way_out(stack: Any, service: str) -> bool:
+    return bool(stack.inside(service, "python", "-S", "-c", TRY_THE_WAY_OUT, str(stack.http)).strip())
+
+
+def finds(stack: Any, service: str, other: str) -> bool:
+    question = f"import socket\ntry: print(socket.gethostbyname({other!r}))\nexcept OSError: pass"
+    return bool(stack.inside(service, "python", "-S", "-c", question).strip())
+
+
+def test_a_clone_answers_without_any_configuration(stack: Any) -> None:
+    """Without credentials a member of the simulated company is answered, and /health is well on both ports."""
+    assert stack.ask("ping") == "pong"
+    for scheme in ("http", "https"):
+        assert stack.health(scheme)[0] == 200
+    assert stack.health()[1]["wecom"] == "connected"
+
+
+def test_no_container_can_do_more_than_it_must(stack: Any) -> None:
+    """Every process is without root, capabilities and a writable root."""
+    for service in (*SERVICES, "simulator"):
+        status = stack.inside(service, "cat", "/proc/self/status")
+        facts = dict(line.split(":\t") for line in status.splitlines() if line.startswith(("Cap", "Uid", "NoNew")))
+        assert {facts[name].strip("0") for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {""}, service
+        assert facts["NoNewPrivs"] == "1", service
+        assert set(facts["Uid"].split()) == {"10001"}, service
+        tried = stack.inside(service, "sh", "-c", "touch /app/x /usr/x 2>&1 || true")
+        assert tried.count("Read-only file system") == 2, service
+
+
+def test_the_whole_stack_stays_within_its_limits(stack: Any) -> None:
+    """All containers together may use 1.5 CPUs and 3072 MB, and each has a limit."""
+    limits = [one["HostConfig"] for name, one in stack.containers().items() if not name.startswith("account")]
+    assert all(limit["NanoCpus"] and limit["Memory"] and limit["PidsLimit"] for limit in limits)
+    assert sum(limit["NanoCpus"] for limit in limits) <= 1.5e9
+    assert sum(limit["Memory"] for limit in limits) <= 3072 * 2**20
+
+
+def test_networks_are_the_arrows_of_the_picture(stack: Any) -> None:
+    """Only reply_svc has a way to the platforms, and services that have nothing to say to each other cannot meet."""
+    assert {name for name in SERVICES if has_a_way_out(stack, name)} == {"envoy", "reply-svc"}  # Envoy is the way in
+    meets = {one: {other for other in SERVICES if other != one and finds(stack, one, other)} for one in SERVICES}
+    assert meets == {
+        "envoy": {"gateway"},
+        "gateway": {"envoy", "crypto-svc", "nlp-svc", "reply-svc"},
+        "crypto-svc": {"gateway"},
+        "nlp-svc": {"gateway"},
+        "reply-svc": {"gateway"},
+    }
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_container_that_dies_comes_back(stack: Any, service: str) -> None:
+    """Its process is killed; the engine starts it again, and a message that comes meanwhile is answered."""
+    stack.compose("exec", "--no-TTY", service, "sh", "-c", "kill -9 -1", check=False)
+    assert stack.ask("ping") == "pong"
+    stack.until(lambda: stack.containers()[f"{service}-1"]["State"]["Health"]["Status"] == "healthy")
+    assert stack.containers()[f"{service}-1"]["RestartCount"] == 1
+
+
+def test_a_message_outlives_its_containers(stack: Any) -> None:
+    """After all containers are made anew, what was answered before is still known."""
+    stack.ask("ping")
+    before = json.loads(stack.cli("inbox", "list", "--json"))
+    stack.compose("down")
+    stack.up()
+    assert json.loads(stack.cli("inbox", "list", "--json")) == before
+    assert stack.ask("ping") == "pong"
+
+
+def test_containers_end_by_themselves(stack: Any) -> None:
+    """`docker compose stop` lets every process finish; none has to be killed."""
+    stack.compose("stop")
+    codes = {name: one["State"]["ExitCode"] for name, one in stack.containers().items()}
+    assert set(codes.values()) <= {0, 143}, codes  # 143: ended by the signal
+    stack.compose("start")
+
+
+def test_each_service_is_given_its_own_secrets_only(make_stack: MakeStack) -> None:
+    """A secret is in the environment of the services that need it, and nowhere else in the whole project."""
+    with make_stack(BASE, **ACCOUNT, **SECRETS) as stack:
+        services = json.loads(stack.compose("--profile", "*", "config", "--format", "json"))["services"]
+    for name, secret in SECRETS.items():
+        assert {service for service, what in services.items() if secret in json.dumps(what)} == KNOWN_TO[name]
+    files = {f"{name}_FILE": f"./{name}" for name in SECRETS}
+    with make_stack(BASE, **ACCOUNT, **files) as stack:
+        services = json.loads(stack.compose("--profile", "*", "config", "--format", "json"))["services"]
+    for name in SECRETS:
+        mounted = {
+            service
+            for service, what in services.items()
+            for one in what.get("secrets", ())
+            if one["source"] == name.lower()
+        }
+        assert mounted == KNOWN_TO[name]
+
+
+def test_own_credentials_replace_the_simulator(make_stack: MakeStack, tmp_path: Any) -> None:
+    """With an account of one's own, from .env and files, nothing is simulated and messages are answered."""
+    tmp_path.chmod(0o755)
+    files = {}
+    for name, secret in SECRETS.items():
+        (tmp_path / name).write_text(secret + "\n")
+        files[f"{name}_FILE"] = str(tmp_path / name)
+    with make_stack(BASE, **ACCOUNT, **files) as stack:
+        stack.up()
+        assert set(stack.containers()) == {f"{name}-1" for name in (*SERVICES, "account")}
+        assert stack.ask("ping") == "pong"
+        status, health = stack.health()
+        assert (status, health["wecom"]) == (503, "disconnected")  # its platform is nowhere
+
+
+def test_two_of_every_service_share_the_work(make_stack: MakeStack) -> None:
+    """With PostgreSQL, messages are answered whichever gateway, and whichever service of each kind, has died."""
+    with make_stack(BASE, "deploy/compose/scale.yml", **PASSWORDS) as stack:
+        stack.up()
+        assert stack.ask("ping") == "pong"
+        for service in ("gateway", "crypto-svc", "nlp-svc", "reply-svc"):
+            for number in (1, 2):
+                with stack.without(f"{service}-{number}"):
+                    assert stack.ask("ping") == "pong", (service, number)
+        for role, other in (("gateway", "reply"), ("reply", "nlp"), ("nlp", "gateway")):
+            refused = stack.compose(
+                *(
+                    "exec",
+                    "--no-TTY",
+                    "postgres",
+                    "psql",
+                    "--username",
+                    role,
+                    "--dbname",
+                    other,
+                    "--command",
+                    "select 1",
+                ),
+                check=False,
+            )
+            assert refused == ""
+
+
+def test_another_nlp_service_answers(make_stack: MakeStack) -> None:
+    """A service in another language, which knows nothing but protos/, takes the engine's place; skills stay."""
+    with make_stack(BASE, "deploy/compose/own-nlp.yml") as stack:
+        stack.up()
+        assert stack.ask("hello") == "Node.js heard: hello"
+        assert ":" in stack.ask("what time is it?")
+        checked = json.loads(stack.cli("test", "nlp", "--target", "own-nlp:50051", "--json"))
+        assert {result["outcome"] for result in checked} <= {"passed", "skipped"}

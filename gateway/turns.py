@@ -77,6 +77,9 @@ class Turn:
     """Done when the next turn of the conversation may begin."""
     orphan: bool = False
     """A crash broke it off before it was acknowledged: it waits for the repeated callback."""
+    passive: bytes | None = None
+    """The passive answer, from the claim of the passive path."""
+    task: "asyncio.Task[None] | None" = None
 
 
 class Turns:
@@ -118,7 +121,7 @@ class Turns:
         """
         key = message_key(message)
         telemetry.message_id.set(key)
-        turn = self._turns.get(key)
+        turn = await self._under_way(key)
         if turn is None:
             turn = Turn(message, codec, arrived_at, key, lane_of(message))
             await self._admit(turn)
@@ -129,6 +132,8 @@ class Turns:
         given_before = await turn.admission if turn.admission is not None else None
         if given_before is not None or turn.finished is None:
             return given_before
+        if turn.path == ANSWER_PATH_PASSIVE:
+            return turn.passive
         if turn.acknowledged is not None:
             await turn.acknowledged
             return None
@@ -139,6 +144,36 @@ class Turns:
         turn = self._turns.get(message_key(message))
         if turn is not None and turn.path == ANSWER_PATH_PASSIVE:
             self._finish(turn)
+
+    async def _under_way(self, key: str) -> Turn | None:
+        """The turn of a message, if it is under way here, and ours to answer now that its callback is repeated."""
+        while (turn := self._turns.get(key)) is not None:
+            if not self._inbox.shared or await self._own(turn):
+                return turn
+            self._abandon(turn)
+        return None
+
+    def _abandon(self, turn: Turn) -> None:
+        """Another gateway went on with it. Whoever still waits here was given up by the platform."""
+        turn.orphan = False
+        if turn.task is not None:
+            turn.task.cancel()
+        self._release(turn, None)
+        self._finish(turn)
+
+    async def _own(self, turn: Turn) -> bool:
+        """Take a turn back from another gateway: who has the newest callback of a message answers it.
+
+        False: the other one has answered or acknowledged it, or our claim came to nothing because of it.
+        """
+        if turn.admission is not None:
+            await turn.admission
+        if turn.finished is None:  # it was answered before
+            return True
+        adopted = turn.path == ANSWER_PATH_UNSPECIFIED and await self._inbox.adopt(turn.key) is not None
+        if turn.acknowledged is not None:
+            return await turn.acknowledged
+        return adopted or turn.path == ANSWER_PATH_PASSIVE
 
     async def _admit(self, turn: Turn) -> None:
         """Make the message durable and begin its turn; callbacks that repeat it meanwhile wait for the same."""
@@ -173,7 +208,7 @@ class Turns:
         if row.state == InboxState.ACKNOWLEDGED:
             self._acknowledge_at_once(turn)
         self._queue(turn)
-        self._spawn(self._run(turn, blocked=admitted.blocked))
+        turn.task = self._spawn(self._run(turn, blocked=admitted.blocked))
         return None
 
     async def _hold(self, turn: Turn, until: float) -> bytes | None:
@@ -228,7 +263,8 @@ class Turns:
         self._turns[turn.key] = self._lanes[turn.lane] = turn
 
     def _finish(self, turn: Turn) -> None:
-        self._turns.pop(turn.key, None)
+        if self._turns.get(turn.key) is turn:
+            del self._turns[turn.key]
         if self._lanes.get(turn.lane) is turn:
             del self._lanes[turn.lane]
         if turn.finished is not None and not turn.finished.done():
@@ -284,6 +320,7 @@ class Turns:
             payload = turn.codec.format(turn.message, record.content)
         if turn.path == ANSWER_PATH_UNSPECIFIED and payload is not None:
             turn.path = record.path = ANSWER_PATH_PASSIVE
+            turn.passive = payload
             self._close(turn, conversation, record, failure)
             self._release(turn, payload)  # `handed_out` lets the conversation go on
             return
@@ -313,10 +350,11 @@ class Turns:
             _FAILED.labels(turn.message.account.channel, failure.reason).inc()
             telemetry.error("turn_failed", reason=failure.reason, detail=failure.message)
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def drain(self, limit_s: float) -> None:
         """Wait for the turns under way, at most so long. What remains is taken up after the next start."""
@@ -350,7 +388,7 @@ class Turns:
             self._queue(turn)
             if row.state == InboxState.ACKNOWLEDGED:
                 self._acknowledge_at_once(turn)
-                self._spawn(self._run(turn, blocked=True))
+                turn.task = self._spawn(self._run(turn, blocked=True))
             else:
                 self._wait_for_repetition(turn)
 
@@ -366,7 +404,7 @@ class Turns:
         turn.arrived_at = arrived_at
         if turn.finished is not None and turn.finished.done():  # the conversation went on without it
             self._queue(turn)
-        self._spawn(self._run(turn, blocked=False))
+        turn.task = self._spawn(self._run(turn, blocked=False))
 
     def _let_pass(self, turn: Turn) -> None:
         if turn.orphan and turn.finished is not None and not turn.finished.done():

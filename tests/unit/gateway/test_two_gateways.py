@@ -1,0 +1,47 @@
+"""Two gateways on one database: a callback may come back to either of them."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conftest import House
+
+KEY = "plain:default:1"
+THINKS = "slow 0.8"
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait for something that will be so soon."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_callback_that_comes_back_after_its_gateway_died_is_answered(house: "House", postgres_url: str) -> None:
+    """A gateway that lost a turn to another one takes it up again when that one dies and the callback comes back."""
+    async with house.life(database=postgres_url, name="test:7000") as first:
+        held = asyncio.create_task(first.say(THINKS, budget_s=0.3))
+        await until(lambda: len(house.engine.requests) == 1)
+        async with house.life(database=postgres_url, name="test:7500", drain_s=0.0) as second:
+            moved = asyncio.create_task(second.say(THINKS))
+            await until(lambda: len(house.engine.requests) == 2)
+            moved.cancel()
+            await held  # its claim came to nothing: the turn belongs to the second gateway
+        assert await first.say(THINKS) == f"re: {THINKS}"
+    assert house.reply.delivered == {}
+
+
+async def test_a_turn_that_comes_back_is_ours_again(house: "House", postgres_url: str) -> None:
+    """A turn that another gateway had taken over meanwhile is acknowledged here only once it is ours, durably."""
+    async with house.life(database=postgres_url, name="test:7000") as first:
+        held = asyncio.create_task(first.say(THINKS))
+        await until(lambda: len(house.engine.requests) == 1)
+        async with house.life(database=postgres_url, name="test:7500", drain_s=0.0) as second:
+            moved = asyncio.create_task(second.say(THINKS))
+            await until(lambda: len(house.engine.requests) == 2)
+            moved.cancel()
+            assert await first.say(THINKS, budget_s=0.05) is None
+        await until(lambda: house.reply.delivered)
+        assert await held is None
+    assert house.reply.delivered == {KEY: [f"re: {THINKS}"]}

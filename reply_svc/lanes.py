@@ -62,7 +62,7 @@ _delivery_seconds = Histogram(
     buckets=telemetry.EDGES_S,
 )
 _open = Gauge("assistant_outbox_open_deliveries", "Deliveries that wait or are under way in this process.")
-_oldest = Gauge("assistant_outbox_oldest_seconds", "Age of the oldest of them.")
+_oldest = Gauge("assistant_outbox_oldest_seconds", "Age of the oldest delivery that waits or is under way.")
 
 _seconds_of = functools.cache(_seconds.labels)
 _finished_of = functools.cache(_finished.labels)

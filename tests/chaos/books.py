@@ -26,8 +26,10 @@ class Message:
     asks: str
     """Seconds to think, and words of the answer."""
     tries: int = 0
-    failures: list[str] = field(default_factory=list)
-    """Why tries failed, and when."""
+    failures: list[tuple[float, str]] = field(default_factory=list)
+    """When tries failed, and why."""
+    overtaken: bool = False
+    """Whether its answer came after that of a message which was sent while it was still on its way to us."""
     settled_at: float | None = None
     """When the platform had its 200."""
     refused: int | None = None
@@ -114,7 +116,8 @@ class Books:
                 overtakers = [later for later in conversation[place + 1 :] if later.marks[0][1] < message.marks[1][1]]
                 settled_at = message.settled_at if message.settled_at is not None else float("inf")
                 verdict.reordered += any(later.sent_at >= settled_at for later in overtakers)
-                verdict.overtaken += any(later.sent_at < settled_at for later in overtakers)
+                message.overtaken = any(later.sent_at < settled_at for later in overtakers)
+                verdict.overtaken += message.overtaken
 
 
 @dataclass

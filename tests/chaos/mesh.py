@@ -13,6 +13,7 @@ import tomlkit
 
 from assistant import ports
 from assistant.cli import control
+from assistant.cli.addresses import is_free
 from assistant.cli.configuration import Configuration
 from assistant.cli.files import write_private
 from assistant.cli.plan import Part, parts
@@ -114,7 +115,9 @@ class Mesh:
         write_private(file, text.replace(first[0], first[0] + second))
 
     def start(self) -> None:
-        """Start everything; returns when all are ready."""
+        """Start everything; returns when all are ready. Raises AssertionError if it cannot be."""
+        busy = [address for part in self._parts.values() for address in part.addresses.values() if not is_free(address)]
+        assert not busy, f"somebody else has {', '.join(busy)}: choose another --offset"
         with _living_at(self.home, self._offsets[0]):
             control.apply(self._programs())
         deadline = monotonic() + _READY_WITHIN_S

@@ -22,7 +22,7 @@ from yarl import URL
 from assistant import plugin
 from assistant.plugin import Callback
 from assistant.testing import served
-from tests.chaos.books import Books, Message
+from tests.chaos.books import Books, Message, Way
 
 REPLY_LIMIT_S = 5.0
 TRIES = 3
@@ -49,6 +49,7 @@ class Platform:
         self._under_way: set[asyncio.Task[None]] = set()
         self._http: aiohttp.ClientSession
         self._writing = True
+        self._probes = 0
 
     @asynccontextmanager
     async def writing(self, members: int, rate: float) -> AsyncIterator[None]:
@@ -89,11 +90,11 @@ class Platform:
         """A member writes, one message after the answer to the other or a few in a row, and so on."""
         await asyncio.sleep(self._random.uniform(0, pause_s))
         while self._writing:
-            said = [self.say(member)]
+            said = [self.say(member, self._difficulty())]
             if self._random.random() < _SHARE_OF_BURSTS:
                 for _ in range(BURST - 1):
                     await asyncio.sleep(BURST_PAUSE_S)
-                    said.append(self.say(member))
+                    said.append(self.say(member, self._difficulty()))
             for message in said:
                 try:
                     await asyncio.wait_for(message.answered.wait(), _ANSWER_PATIENCE_S)
@@ -101,9 +102,14 @@ class Platform:
                     break
             await asyncio.sleep(self._random.uniform(0, 2 * pause_s))
 
-    def say(self, member: str, *, at_once: bool = False) -> Message:
-        """A member writes. `at_once`: something that takes no thinking."""
-        seconds, words = (0.0, 1) if at_once else self._difficulty()
+    def probe(self, way: Way) -> Message:
+        """A member who never wrote before asks for something that takes no thinking."""
+        self._probes += 1
+        return self.say(f"probe{self._probes}", (0.0, 1 if way == "passive" else _LONG_WORDS))
+
+    def say(self, member: str, difficulty: tuple[float, int]) -> Message:
+        """A member writes something: seconds to think about it, and words of the answer."""
+        seconds, words = difficulty
         message = self.books.send(member, f"{seconds:.2f} {words}", monotonic())
         callback, _ = self._simulator.callback(f"{message.number} {message.asks}", member)
         task = asyncio.create_task(self._deliver(message, callback))
@@ -128,7 +134,7 @@ class Platform:
             try:
                 status, body = await self._request(callback)
             except (TimeoutError, aiohttp.ClientError) as error:
-                message.failures.append(f"{type(error).__name__} at {monotonic():.2f}")
+                message.failures.append((monotonic(), type(error).__name__))
                 continue
             if status != 200:
                 message.refused = status

@@ -61,6 +61,8 @@ class Report:
                 fault: _percentiles([one.recovery_s for one in self.struck if one.fault == fault])
                 for fault in dict.fromkeys(one.fault for one in self.struck)
             },
+            "retried": self._by_fault([m.failures[0][0] for m in self.messages if m.failures]),
+            "overtaken": self._by_fault([m.sent_at for m in self.messages if m.overtaken]),
             "unsettled": {one.fault: one.unsettled for one in self.struck if one.unsettled},
             "skipped": self.skipped,
         }
@@ -74,7 +76,7 @@ class Report:
     def table(self, store: str) -> str:
         """For people."""
         verdict = self.verdict
-        rows: list[tuple[str, ...]] = [("fault", "times", "recovery p50", "p99", "max [s]")]
+        rows: list[tuple[str, ...]] = [("fault", "times", "recovery p50", "p99", "max [s]", "retried")]
         rows += [
             self._row(fault, [one for one in self.struck if one.fault == fault])
             for fault in dict.fromkeys(one.fault for one in self.struck)
@@ -101,7 +103,17 @@ class Report:
 
     def _row(self, name: str, struck: list[Struck]) -> tuple[str, ...]:
         figures = _percentiles([one.recovery_s for one in struck])
-        return (name, str(len(struck)), *(f"{figures[key]:.2f}" for key in ("p50", "p99", "max")))
+        failures = self._by_fault([message.failures[0][0] for message in self.messages if message.failures])
+        retried = sum(failures.get(fault, 0) for fault in {one.fault for one in struck})
+        return (name, str(len(struck)), *(f"{figures[key]:.2f}" for key in ("p50", "p99", "max")), str(retried))
+
+    def _by_fault(self, times: list[float]) -> dict[str, int]:
+        """How many of them lie after which fault, and before the next one."""
+        counts: dict[str, int] = {}
+        for at in times:
+            last = next((one.fault for one in reversed(self.struck) if one.began_at <= at), "none")
+            counts[last] = counts.get(last, 0) + 1
+        return counts
 
 
 def _percentiles(seconds: Iterable[float]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """One run: a mesh under load, one fault after the other, and the books closed at the end."""
 
 import asyncio
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from random import Random
 from time import monotonic
 
 from assistant import plugin
-from tests.chaos.books import PATIENCE_S, Message
+from tests.chaos.books import PATIENCE_S, Message, Way
 from tests.chaos.faults import FAULTS, Kill
 from tests.chaos.mesh import Mesh
 from tests.chaos.platform import Platform
@@ -33,7 +34,9 @@ class Plan:
 
 
 async def run(plan: Plan, home: Path, databases: Mapping[str, str]) -> Report:
-    """Carry out the plan in a folder of its own."""
+    """Carry out the plan in a folder of its own. SIGTERM ends it, and everything that it started."""
+    if task := asyncio.current_task():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     credentials = plugin.load("channels", "wecom", "simulator").credentials()
     mesh = Mesh(
         home, plan.offset, databases, cuttable="stream-cut" in plan.faults, jumping="clock-jumps" in plan.faults
@@ -84,16 +87,17 @@ async def _kill(plan: Plan, mesh: Mesh, platform: Platform, report: Report) -> N
 
 
 async def _recovery_s(platform: Platform) -> float:
-    """Seconds until the first message that is sent from now on is answered."""
+    """Seconds until two messages that are sent from now on are answered: one passively, one by the API."""
     began = monotonic()
-    probes: list[Message] = []
+    probes: dict[Way, list[Message]] = {"passive": [], "active": []}
     while monotonic() < began + _RECOVERED_WITHIN_S:
-        probes.append(platform.say(f"probe{len(probes)}", at_once=True))
+        for way, sent in probes.items():
+            sent.append(platform.probe(way))
         next_at = monotonic() + _PROBE_EVERY_S
         while monotonic() < next_at:
-            answered = [probe.answered_at for probe in probes if probe.answered_at is not None]
-            if answered:
-                return min(answered) - began
+            first = [min((m.answered_at for m in sent if m.answered_at), default=None) for sent in probes.values()]
+            if None not in first:
+                return max(at for at in first if at is not None) - began
             await asyncio.sleep(0.005)
     return float("inf")
 

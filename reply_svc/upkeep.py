@@ -13,7 +13,7 @@ from reply_svc.lanes import Lanes
 from reply_svc.outbox import Outbox, State
 
 _EVERY_S = 5.0
-_MEASURE_EVERY_S = 30.0
+_MEASURE_EVERY_S = 15.0
 _DAY_S = 86_400.0
 
 _rows = Gauge("assistant_outbox_rows", "Deliveries by how they stand.", ("state",))

@@ -71,7 +71,7 @@ class Mesh:
     https: int = field(default_factory=free_port)
 
     def health(self, scheme: str = "http") -> tuple[int, Any]:
-        """Status and JSON of /health; (0, None) if nobody answers. The certificate is a development one."""
+        """Status and JSON of /health; (0, None) if nobody answers yet. The certificate is a development one."""
         trusting = ssl.create_default_context()
         trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
         port = {"http": self.http, "https": self.https}[scheme]
@@ -79,7 +79,8 @@ class Mesh:
             with urllib.request.urlopen(f"{scheme}://127.0.0.1:{port}/health", timeout=5, context=trusting) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
+            is_ours = error.headers.get_content_type() == "application/json"  # or else Envoy's, without a gateway
+            return error.code, json.load(error) if is_ours else None
         except OSError:
             return 0, None
 

@@ -12,6 +12,7 @@ from typing import Annotated, NamedTuple
 
 import grpc
 from msgspec import Meta
+from prometheus_client import Gauge
 
 from assistant import telemetry
 from assistant.errors import InvalidSetting
@@ -19,6 +20,12 @@ from assistant.settings import Settings, Source
 
 CERTIFICATE, KEY, AUTHORITIES = "tls.crt", "tls.key", "ca.crt"
 TRUST_DOMAIN = "ai-assistant"
+
+_expires = Gauge(
+    "assistant_certificate_expires_timestamp_seconds",
+    "When the certificate of a process ends, or the authorities above it, in seconds since 1970.",
+    ("process",),
+)
 
 
 class TlsSettings(Settings, frozen=True, kw_only=True):
@@ -64,6 +71,7 @@ class Identity:
         self._seen: object = None
         try:
             self._seen, self._certificates = self._state(), self._read()
+            self._tell_end()
         except (OSError, ValueError) as error:
             raise InvalidSetting(
                 f"no usable certificates in {folder}: {error}. Make them with `ai-assistant-cli certificates make`, "
@@ -80,6 +88,7 @@ class Identity:
                     newest = self._read()
                     if newest != self._certificates:
                         self._certificates = newest
+                        self._tell_end()
                         telemetry.info("certificates_changed", folder=str(self._folder))
             except (OSError, ValueError) as error:
                 telemetry.warning("certificates_unusable", folder=str(self._folder), detail=str(error))
@@ -99,6 +108,16 @@ class Identity:
         """Changes whenever a file does."""
         files = [(self._folder / name).stat() for name in (CERTIFICATE, KEY, AUTHORITIES)]
         return [(file.st_ino, file.st_mtime_ns, file.st_size) for file in files]
+
+    def _tell_end(self) -> None:
+        from cryptography import x509  # a tenth of a second that who speaks plaintext need not spend
+
+        chain = x509.load_pem_x509_certificates(self._certificates.chain)
+        authorities = x509.load_pem_x509_certificates(self._certificates.authorities)
+        ends = [certificate.not_valid_after_utc for certificate in chain]
+        # Of several authorities the last one counts: an old one stays until all have certificates of the new.
+        ends.append(max(authority.not_valid_after_utc for authority in authorities))
+        _expires.labels(self._folder.name).set(min(ends).timestamp())
 
     def _read(self) -> Certificates:
         """Raises OSError, or ValueError if the files do not fit together."""

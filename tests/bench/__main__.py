@@ -12,11 +12,12 @@ from pathlib import Path
 
 from tests.bench import sections, table
 from tests.bench.load import require_wrk
+from tests.bench.peers import peers
 from tests.bench.scaling import scaling
 from tests.bench.sections import Run
 
 SPEED = (sections.throughput, sections.active, sections.slow, sections.start, sections.exactness)
-SECTIONS: dict[str, Callable[[Run], None]] = {section.__name__: section for section in (*SPEED, scaling)}
+SECTIONS: dict[str, Callable[[Run], None]] = {section.__name__: section for section in (*SPEED, peers, scaling)}
 _MEASURED = re.compile("(?<=<!-- measured -->\n).*(?=\n<!-- end -->)", re.DOTALL)
 
 
@@ -24,7 +25,9 @@ def main() -> None:
     """Run the sections, then print the comparison."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one round each: below 90 seconds, less exact")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="some sections only; else all but scaling")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, help="some sections only; else all but peers and scaling"
+    )
     parser.add_argument("--offset", type=int, default=9000, help="by how much all ports are moved")
     parser.add_argument("--write", type=Path, help="put the result into this document, between its marks")
     given = parser.parse_args()

@@ -1,20 +1,25 @@
 """The counted run: what members see of a mesh in trouble. Lost, doubled and reordered answers must be none.
 
 Every member writes numbered messages without waiting for answers; every tenth callback comes twice. Answers are
-read where a member reads them: in the HTTP answer, and at the platform's API.
+read where a member reads them: in the HTTP answer, and at the platform's API. The order that counts is that of the
+inbox: callbacks of one member travel on connections of their own, and on a busy machine one overtakes another.
 """
 
 import asyncio
+import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 from yarl import URL
 
 from assistant import plugin
+from assistant.api.message.v1.message_pb2 import InboundMessage
 from tests.bench.load import PATH
 from tests.bench.systems import Helper
 
@@ -35,7 +40,9 @@ class Count:
     active: int
 
 
-async def count(url: str, credentials: Mapping[str, Any], platform: Helper, members: int, messages_each: int) -> Count:
+async def count(
+    url: str, credentials: Mapping[str, Any], platform: Helper, inbox: Path, members: int, messages_each: int
+) -> Count:
     """Play the members, and compare what they were answered with what they wrote."""
     simulator = plugin.load("channels", "wecom", "simulator")(credentials)
     before = len(platform.get("/delivered")["messages"])
@@ -71,11 +78,12 @@ async def count(url: str, credentials: Mapping[str, Any], platform: Helper, memb
         active[member].append(text)
     seen = Counter(text for name in names for text in passive[name] + active[name])
     wanted = [f"{name} {number}" for name in names for number in range(messages_each)]
+    place = _places(inbox)
     return Count(
         messages=total,
         lost=sum(text not in seen for text in wanted),
         doubled=sum(times - 1 for times in seen.values()),
-        reordered=sum(_inversions(way[name]) for way in (passive, active) for name in names),
+        reordered=sum(_inversions(way[name], place) for way in (passive, active) for name in names),
         passive=by_callback,
         active=len(delivered),
     )
@@ -92,6 +100,12 @@ async def _settled(platform: Helper, before: int, expected: int) -> list[tuple[s
     return messages
 
 
-def _inversions(texts: list[str]) -> int:
-    numbers = [int(text.split()[1]) for text in texts]
-    return sum(later < earlier for earlier, later in pairwise(numbers))
+def _places(inbox: Path) -> dict[str, int]:
+    """Where each text stands in the inbox, an SQLite file."""
+    with closing(sqlite3.connect(f"file:{inbox}?mode=ro", uri=True)) as database:
+        rows = database.execute("SELECT body, seq FROM inbox").fetchall()
+    return {InboundMessage.FromString(body).content[0].text.text: seq for body, seq in rows}
+
+
+def _inversions(texts: list[str], place: Mapping[str, int]) -> int:
+    return sum(place[later] < place[earlier] for earlier, later in pairwise(texts))

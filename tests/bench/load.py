@@ -40,9 +40,7 @@ def require_wrk() -> None:
         raise SystemExit("wrk is not installed, and Python would be the bottleneck: apt-get install wrk")
 
 
-def write_callbacks(
-    file: Path, credentials: Mapping[str, Any], count: int, members: int, path: str = PATH, text: str = "ping"
-) -> Path:
+def write_callbacks(file: Path, credentials: Mapping[str, Any], count: int, members: int, path: str, text: str) -> Path:
     """Seal `count` messages with ids of their own, in turn from so many members, as HTTP requests ready to send."""
     simulator = plugin.load("channels", "wecom", "simulator")(credentials)
     with file.open("wb") as output:

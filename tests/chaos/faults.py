@@ -152,7 +152,7 @@ def _file_limit(pids: list[int], size_bytes: int) -> Iterator[None]:
 
 
 class ClockJumps(Fault):
-    """The clocks of all processes of ours jump two minutes ahead, then two minutes behind, then are right again."""
+    """The clocks of the services behind the gateway jump two minutes ahead, two behind, then are right again."""
 
     name = "clock jumps"
 

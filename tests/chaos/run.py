@@ -84,6 +84,8 @@ async def _kill(plan: Plan, mesh: Mesh, platform: Platform, report: Report) -> N
         await asyncio.sleep(random.uniform(0, plan.longest_pause_s))
         name = await kill.strike()
         report.add(Struck(f"kill {name}", monotonic(), 0.0, await _recovery_s(platform)))
+        # One thing breaks at a time. A platform tries three times: three faults in a row can take all of them.
+        await asyncio.to_thread(mesh.await_ready, name.removesuffix(" worker"))
 
 
 async def _recovery_s(platform: Platform) -> float:

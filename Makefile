@@ -78,7 +78,7 @@ image: ## Build the container image ai-assistant
 e2e-docker: $(VENV)/.dev proto ## Test the mesh in real containers, if a container engine answers: some minutes
 	AI_ASSISTANT_TEST_CONTAINERS=1 $(BIN)/pytest -rs tests/docker
 
-chaos: $(VENV)/.dev proto ## Kill processes under load, 300 times on each store: about 20 minutes
+chaos: $(VENV)/.dev proto ## Kill processes under load, 300 times on each store: about 30 minutes
 	$(BIN)/python -m tests.chaos --store sqlite --kills 300 --faults all
 	$(BIN)/python -m tests.chaos --store postgres --kills 300 --faults all
 

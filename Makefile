@@ -6,7 +6,7 @@ CLI := $(BIN)/ai-assistant-cli
 PROTOS := $(shell find protos -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs ping proto docs check test bench lock clean chaos image e2e-docker
+.PHONY: help up down status logs ping proto docs check test bench lock clean chaos image e2e-docker certs
 
 help: ## List the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ logs: $(VENV)/.runtime proto ## Follow the logs of all processes
 
 ping: $(VENV)/.runtime proto ## Send "ping" through every service and print the answer
 	@$(CLI) test wecom --message ping
+
+certs: $(VENV)/.runtime proto ## Make certificates for mutual TLS, or renew those that end soon
+	@$(CLI) certificates make
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

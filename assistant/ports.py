@@ -10,6 +10,7 @@ from assistant.errors import InvalidSetting
 
 EDGE_HTTP = 8080
 EDGE_HTTPS = 8443
+EDGE_MESH = 9443
 GATEWAY = 7000
 CRYPTO = 7001
 NLP = 7002

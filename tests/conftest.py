@@ -14,7 +14,7 @@ import pytest
 
 from assistant import ports
 
-_STEP = 500  # no two ports of a mesh lie a multiple of this apart, so meshes of different offsets never meet
+_STEP = 300  # no two ports of a mesh lie a multiple of this apart, so meshes of different offsets never meet
 _HIGHEST = 22_000  # keeps the highest port below the ephemeral ones
 _RESERVED = 6_999  # a port that no mesh uses: whoever listens on it owns the offset
 _SERVICES = (ports.GATEWAY, ports.CRYPTO, ports.NLP, ports.REPLY)
@@ -24,6 +24,7 @@ _PORTS = (
     ports.SIMULATOR,
     ports.EDGE_HTTP,
     ports.EDGE_HTTPS,
+    ports.EDGE_MESH,
     ports.ENVOY_ADMIN,
 )
 

@@ -4,20 +4,21 @@ import datetime
 import ipaddress
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from assistant import ports
+from assistant import ports, tls
 from assistant.cli.addresses import reachable
 from assistant.cli.files import write_private
-from assistant.settings import Address, Settings
+from assistant.settings import Address, Settings, home
 
-TEMPLATE = Path(__file__).resolve().parents[2] / "deploy" / "envoy" / "envoy.yaml"
+TEMPLATES = Path(__file__).resolve().parents[2] / "deploy" / "envoy"
 
 _EVERYWHERE = "0.0.0.0"  # noqa: S104 - the platforms call from outside; this is the door for them
 _LIFETIME = datetime.timedelta(days=365)
@@ -40,6 +41,23 @@ class EdgeSettings(Settings, frozen=True, kw_only=True):
     admin: Annotated[Address, Meta(description="Envoy's own admin page; never make it reachable from outside")] = (
         msgspec.field(default_factory=_at("127.0.0.1", ports.ENVOY_ADMIN))
     )
+    mesh: Annotated[
+        Address, Meta(description="where operators reach every service by mutual TLS, if `tls` is configured")
+    ] = msgspec.field(default_factory=_at("127.0.0.1", ports.EDGE_MESH))
+    profile: Annotated[
+        Literal["development", "production"],
+        Meta(description="production: HTTP answers /health, and sends all else to HTTPS; callers are limited"),
+    ] = "development"
+    redirect_port: Annotated[
+        int, Meta(ge=1, le=65535, description="port of HTTPS as the world sees it, where production sends HTTP")
+    ] = 443
+    source_limit_per_s: Annotated[
+        int,
+        Meta(ge=1, description="requests a second that one address may send in production; above it, 429"),
+    ] = 500
+    max_memory_mb: Annotated[
+        int, Meta(ge=64, description="megabytes for Envoy's heap; near it new requests, then connections, are refused")
+    ] = 1024
     certificate: Annotated[
         Path | None, Meta(description="PEM file with the certificate and its chain; by default a self-signed one")
     ] = None
@@ -50,17 +68,108 @@ class EdgeSettings(Settings, frozen=True, kw_only=True):
             raise ValueError("certificate and private_key belong together: set both or neither")
 
 
-def render(settings: EdgeSettings, gateway: Address, gateway_admin: Address, certificate: Path, key: Path) -> str:
-    """Envoy's configuration, as YAML."""
-    values: dict[str, str | int] = {"certificate": str(certificate), "private_key": str(key)}
-    listeners = {"admin": settings.admin, "http": settings.http, "https": settings.https}
-    for name, address in listeners.items():
-        values[f"{name}_host"] = socket.gethostbyname(address.host)  # Envoy takes only numbers here
-        values[f"{name}_port"] = address.port
-    values["gateway_host"] = reachable(gateway).host  # may stand for several, and for others tomorrow
-    values["gateway_port"], values["gateway_admin_port"] = gateway.port, gateway_admin.port
+@dataclass(frozen=True)
+class Mesh:
+    """What the mesh listener needs to know."""
+
+    certificates: Path
+    """The folder with a folder for each process."""
+    services: Mapping[str, Address]
+    """Where each service listens, by the name of its process."""
+
+
+def configure(
+    folder: Path,
+    settings: EdgeSettings,
+    gateway: Address,
+    gateway_admin: Address,
+    certificate: Path,
+    key: Path,
+    mesh: Mesh | None = None,
+) -> Path:
+    """Write Envoy's configuration to a folder: `envoy.yaml`, and the files that it names. The path of the first."""
+    values: dict[str, str | int] = {
+        "edge_secret": str(_certificate_secret(folder, "edge", certificate, key)),
+        "max_heap_bytes": settings.max_memory_mb << 20,
+        "production_percent": 100 if settings.profile == "production" else 0,
+        "redirect_port": settings.redirect_port,
+        "source_limit": settings.source_limit_per_s,
+        "source_burst": 2 * settings.source_limit_per_s,
+        **_listening("admin", settings.admin),
+        **_listening("http", settings.http),
+        **_listening("https", settings.https),
+        "gateway_host": reachable(gateway).host,  # may stand for several, and for others tomorrow
+        "gateway_port": gateway.port,
+        "gateway_admin_port": gateway_admin.port,
+    }
+    listener, clusters = ("", "") if mesh is None else _mesh(folder, settings, mesh)
+    file = folder / "envoy.yaml"
+    write_private(file, _filled("envoy.yaml", values, mesh_listener=listener, mesh_clusters=clusters))
+    return file
+
+
+def _mesh(folder: Path, settings: EdgeSettings, mesh: Mesh) -> tuple[str, str]:
+    """The mesh listener, and a cluster for each service."""
+    own = mesh.certificates / "mesh"
+    secrets = {
+        "mesh_secret": str(_certificate_secret(folder, "mesh", own / tls.CERTIFICATE, own / tls.KEY)),
+        "authorities_secret": str(_authorities_secret(folder, own / tls.AUTHORITIES)),
+    }
+    clusters = [
+        _filled(
+            "service.yaml",
+            {
+                **secrets,
+                "name": name,
+                "host": reachable(address).host,
+                "port": address.port,
+                "server": tls.host(name),
+                "identity": tls.uri(name),
+            },
+        )
+        for name, address in mesh.services.items()
+    ]
+    listening = _listening("mesh", settings.mesh)
+    return _filled("mesh.yaml", {**secrets, **listening, "operator": tls.uri("operator")}), "\n".join(clusters)
+
+
+def _filled(template: str, values: Mapping[str, str | int], **parts: str) -> str:
+    """A template with its values, and parts that are YAML already."""
     quoted = {name: json.dumps(value) for name, value in values.items()}  # a string of JSON is one of YAML
-    return Template(TEMPLATE.read_text("utf-8")).substitute(quoted)
+    return Template((TEMPLATES / template).read_text("utf-8")).substitute(quoted | parts)
+
+
+def _listening(name: str, address: Address) -> dict[str, str | int]:
+    host = socket.gethostbyname(address.host)  # Envoy takes only numbers here
+    return {f"{name}_host": host, f"{name}_port": address.port}
+
+
+def _certificate_secret(folder: Path, name: str, certificate: Path, key: Path) -> Path:
+    """A file that tells Envoy where a certificate is, so that it looks again when a file is moved there."""
+    files = {"certificate_chain": {"filename": str(certificate)}, "private_key": {"filename": str(key)}}
+    watched = {"watched_directory": {"path": str(certificate.parent)}}
+    return _secret(folder, name, {"tls_certificate": {**files, **watched}})
+
+
+def _authorities_secret(folder: Path, file: Path) -> Path:
+    trusted = {"trusted_ca": {"filename": str(file)}, "watched_directory": {"path": str(file.parent)}}
+    return _secret(folder, "authorities", {"validation_context": trusted})
+
+
+def _secret(folder: Path, name: str, content: Mapping[str, Any]) -> Path:
+    kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+    file = folder / f"envoy-{name}.json"
+    write_private(file, json.dumps({"resources": [{"@type": kind, "name": name, **content}]}, indent=2))
+    return file
+
+
+def shown_certificate(settings: EdgeSettings, certificates: Path | None) -> tuple[Path, Path]:
+    """What Envoy shows to the world, and its key: what was set, else one of ours, else a self-signed one."""
+    if settings.certificate and settings.private_key:
+        return settings.certificate, settings.private_key
+    if certificates and (certificates / "edge" / tls.CERTIFICATE).exists():
+        return certificates / "edge" / tls.CERTIFICATE, certificates / "edge" / tls.KEY
+    return development_certificate(home() / "edge")
 
 
 def development_certificate(folder: Path) -> tuple[Path, Path]:

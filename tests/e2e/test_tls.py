@@ -1,0 +1,170 @@
+"""A mesh in production: mutual TLS between services, HTTPS at the edge, and the operator's way in."""
+
+import json
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assistant import ports
+
+GRPCURL = Path(sys.executable).parent / "grpcurl"
+SERVICES = {
+    "crypto.mesh": ("assistant.api.crypto.v1.CryptoService", "ListKeys"),
+    "nlp.mesh": ("assistant.api.nlp.v1.NlpService", "DescribeModel"),
+    "reply.mesh": ("assistant.api.reply.v1.ReplyService", "ListDeliveries"),
+}
+ACCOUNT = json.dumps({"account": {"channel": "wecom", "name": "default"}})
+
+
+@pytest.fixture(scope="module")
+def production(make_mesh: Any) -> Iterator[Any]:
+    """A mesh with certificates, in the production profile, that is up."""
+    with make_mesh(AI_ASSISTANT_EDGE_PROFILE="production") as mesh:
+        mesh.cli("certificates", "make")
+        mesh.cli("config", "set", "tls.certificates", str(mesh.home / "certificates"))
+        mesh.cli("config", "set", "edge.redirect_port", str(mesh.offset + ports.EDGE_HTTPS))
+        mesh.cli("up")
+        yield mesh
+
+
+def grpcurl(
+    mesh: Any, *words: str, port: int = ports.EDGE_MESH, identity: Path | None = None, authority: str = "crypto.mesh"
+) -> subprocess.CompletedProcess[str]:
+    """Run grpcurl as an operator, or with the certificate in another folder."""
+    ours = mesh.home / "certificates"
+    folder = identity or ours / "operator"
+    shown = ("-cert", folder / "tls.crt", "-key", folder / "tls.key") if folder.exists() else ()
+    flags = [word for word in words if word.startswith(("-d", "{"))]
+    command = [GRPCURL, "-cacert", ours / "ca" / "tls.crt", *shown, "-connect-timeout", "3", "-authority", authority]
+    rest = [word for word in words if word not in flags]
+    return subprocess.run(
+        [*map(str, command), *flags, f"127.0.0.1:{mesh.offset + port}", *rest],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("authority", SERVICES)
+def test_an_operator_calls_every_service(production: Any, authority: str) -> None:
+    """Through the mesh listener every service lists and describes itself, tells its health, and answers."""
+    service, method = SERVICES[authority]
+    serving = production.until(
+        lambda: "SERVING" in grpcurl(production, "grpc.health.v1.Health/Check", authority=authority).stdout
+    )
+    assert serving
+    assert service in grpcurl(production, "list", authority=authority).stdout.split()
+    assert f"rpc {method} (" in grpcurl(production, "describe", service, authority=authority).stdout
+    content = ACCOUNT if method == "ListKeys" else "{}"
+    answer = grpcurl(production, "-d", content, f"{service}/{method}", authority=authority)
+    assert answer.returncode == 0, answer.stderr
+    json.loads(answer.stdout)
+
+
+@pytest.mark.parametrize("name", ["gateway", "nlp_svc", "edge"])
+def test_the_mesh_listener_is_for_operators(production: Any, name: str) -> None:
+    """Another certificate of the same authority does not get in there."""
+    assert grpcurl(production, "list", identity=production.home / "certificates" / name).returncode != 0
+
+
+def test_the_mesh_listener_wants_a_certificate(production: Any, tmp_path: Path) -> None:
+    """Neither nobody nor a stranger gets in there, though the stranger calls itself an operator."""
+    assert grpcurl(production, "list", identity=tmp_path / "nobody").returncode != 0
+    production.cli("certificates", "make", "--folder", str(tmp_path))
+    assert grpcurl(production, "list", identity=tmp_path / "operator").returncode != 0
+    assert grpcurl(production, "list").returncode == 0
+
+
+def test_a_service_of_the_mesh_may_not_call_every_other(production: Any) -> None:
+    """nlp_svc may not ask crypto_svc for anything, nor the gateway for its keys."""
+    for name, method in (("nlp_svc", "OpenCallback"), ("gateway", "ListKeys")):
+        answer = grpcurl(
+            production,
+            "-d",
+            ACCOUNT,
+            f"assistant.api.crypto.v1.CryptoService/{method}",
+            identity=production.home / "certificates" / name,
+            authority="crypto-svc",
+            port=ports.CRYPTO,
+        )
+        assert "PermissionDenied" in answer.stderr
+        assert "CALLER_NOT_PERMITTED" in answer.stderr
+
+
+def test_http_is_sent_to_https(production: Any) -> None:
+    """HTTP answers health; whatever else comes is sent on, with its path and query."""
+
+    class Stay(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *_: Any) -> None:
+            return None
+
+    visitor = urllib.request.build_opener(Stay)
+    with visitor.open(f"{production.edge}/health") as answer:
+        assert answer.status == 200
+    with pytest.raises(urllib.error.HTTPError) as redirected:
+        visitor.open(f"{production.edge}/wecom?msg_signature=1", data=b"<xml/>")
+    assert redirected.value.status == 308
+    https = f"https://127.0.0.1:{production.offset + ports.EDGE_HTTPS}"
+    assert redirected.value.headers["location"] == f"{https}/wecom?msg_signature=1"
+    trusting = ssl.create_default_context(cafile=production.home / "certificates" / "ca" / "tls.crt")
+    with urllib.request.urlopen(f"{https}/health", context=trusting) as answer:
+        assert answer.status == 200
+
+
+def test_certificates_are_renewed_under_callbacks(production: Any) -> None:
+    """All certificates are exchanged while messages come, and each message is answered."""
+    answered, failed = 0, []
+    over = threading.Event()
+
+    def write() -> None:
+        nonlocal answered
+        while not over.is_set():
+            done = production.cli("test", "wecom", "--message", "ping", check=False)
+            if done.returncode:
+                failed.append(done.stderr)
+            answered += not done.returncode
+
+    def shown() -> str:
+        return ssl.get_server_certificate(("127.0.0.1", production.offset + ports.EDGE_HTTPS))
+
+    before, pids = shown(), production.pids()
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        production.until(lambda: answered)
+        production.cli("certificates", "make", "--renew")
+        production.until(lambda: shown() != before)
+        time.sleep(3)  # the gateway looks every two seconds
+        until = answered + 2
+        production.until(lambda: answered >= until)
+    finally:
+        over.set()
+        writer.join()
+    assert failed == []
+    assert production.pids() == pids
+    changed = [
+        line
+        for log in (production.home / "logs").glob("*.log")
+        for line in log.read_text().splitlines()
+        if "certificates_changed" in line
+    ]
+    assert {json.loads(line)["service"] for line in changed} == {"gateway", "crypto_svc", "nlp_svc", "reply_svc"}
+    assert "SERVING" in grpcurl(production, "grpc.health.v1.Health/Check").stdout
+
+
+def test_certificates_are_listed(production: Any) -> None:
+    """Each has a name, an end, and somebody whose it is."""
+    rows = {row["name"]: row for row in json.loads(production.cli("certificates", "list", "--json").stdout)}
+    assert rows["crypto_svc"]["identity"] == "spiffe://ai-assistant/crypto_svc"
+    assert 80 <= rows["gateway"]["days_left"] <= 90
+    assert "crypto.mesh" in rows["mesh"]["hosts"].split()

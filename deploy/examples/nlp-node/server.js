@@ -16,11 +16,14 @@ const definition = protoLoader.loadSync("assistant/api/nlp/v1/nlp.proto", {
   includeDirs: [process.env.PROTOS ?? "../../../protos"],
   keepCase: true,
   enums: String,
+  oneofs: true,
   defaults: true,
 });
 const { NlpService } = grpc.loadPackageDefinition(definition).assistant.api.nlp.v1;
 
 const words = (message) => message.content.map((content) => content.text?.text ?? "").join("");
+const listed = (struct) =>
+  Object.entries(struct?.fields ?? {}).map(([name, value]) => `${name}: ${JSON.stringify(value[value.kind])}`).join(", ");
 const say = (text) => ({ content: [{ text: { text } }], model: MODEL, confidence: 0.5 });
 
 // One turn: what a member said in, an answer or the use of a skill out.
@@ -28,8 +31,9 @@ function answer(request) {
   const said = words(request.message);
   const clock = request.skills.some((skill) => skill.name === "clock");
   if (request.skill_results.length) {
-    const { succeeded, content } = request.skill_results.at(-1);
-    return succeeded && content.length ? { ...say(""), content } : say(succeeded ? "Done." : "That did not work.");
+    const { succeeded, content, result } = request.skill_results.at(-1);
+    if (succeeded && content.length) return { ...say(""), content };
+    return say(succeeded ? listed(result) || "Done." : "That did not work.");
   }
   if (clock && /几点|time/.test(said)) {
     return { actions: [{ skill: "clock", arguments: { fields: { what: { stringValue: "time" } } } }], model: MODEL };

@@ -44,9 +44,9 @@ def main() -> None:
         given.json.write_text(json.dumps(report.figures(given.store), indent=2) + "\n")
     if given.diary:
         report.write_diary(given.diary)
-    if report.verdict.broken:
+    if report.broken:
         report.write_diary(home / "diary")
-        sys.exit(f"Promises were broken: {report.verdict.broken}. Every message: {home}/diary, logs: {home}/logs")
+        sys.exit(f"Promises were broken: {report.broken}. Every message: {home}/diary, logs: {home}/logs")
     shutil.rmtree(home)
 
 

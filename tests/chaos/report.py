@@ -49,6 +49,12 @@ class Report:
         """Processes killed."""
         return sum(struck.fault.startswith("kill ") for struck in self.struck)
 
+    @property
+    def broken(self) -> dict[str, int]:
+        """The promises that were not kept, and how often."""
+        never = sum(math.isinf(struck.recovery_s) for struck in self.struck)
+        return self.verdict.broken | ({"never recovered": never} if never else {})
+
     def figures(self, store: str) -> dict[str, Any]:
         """Everything, for a file."""
         return {
@@ -56,7 +62,7 @@ class Report:
             "kills": self.kills,
             "restarts": self.restarts,
             "messages": asdict(self.verdict),
-            "broken": self.verdict.broken,
+            "broken": self.broken,
             "recovery_s": {
                 fault: _percentiles([one.recovery_s for one in self.struck if one.fault == fault])
                 for fault in dict.fromkeys(one.fault for one in self.struck)

@@ -41,6 +41,10 @@ class EdgeSettings(Settings, frozen=True, kw_only=True):
     admin: Annotated[Address, Meta(description="Envoy's own admin page; never make it reachable from outside")] = (
         msgspec.field(default_factory=_at("127.0.0.1", ports.ENVOY_ADMIN))
     )
+    metrics: Annotated[
+        Address | None,
+        Meta(description="where Prometheus finds Envoy's metrics, and nothing else; by default only on the admin page"),
+    ] = None
     mesh: Annotated[
         Address, Meta(description="where operators reach every service by mutual TLS, if `tls` is configured")
     ] = msgspec.field(default_factory=_at("127.0.0.1", ports.EDGE_MESH))
@@ -103,8 +107,10 @@ def configure(
         "gateway_admin_port": gateway_admin.port,
     }
     listener, clusters = ("", "") if mesh is None else _mesh(folder, settings, mesh)
+    metrics = "" if settings.metrics is None else _filled("metrics.yaml", _listening("metrics", settings.metrics))
+    parts = {"mesh_listener": listener, "mesh_clusters": clusters, "metrics_listener": metrics}
     file = folder / "envoy.yaml"
-    write_private(file, _filled("envoy.yaml", values, mesh_listener=listener, mesh_clusters=clusters))
+    write_private(file, _filled("envoy.yaml", values, **parts))
     return file
 
 

@@ -98,7 +98,9 @@ def envoy(configuration: Configuration) -> Part:
     listeners = {"edge.http": settings.http, "edge.https": settings.https, "edge.admin": settings.admin}
     return Part(
         Program(name="envoy", command=command, environment=_environment(()), revision=revision, stage=_EDGE),
-        listeners | ({"edge.mesh": settings.mesh} if mesh else {}),
+        listeners
+        | ({"edge.mesh": settings.mesh} if mesh else {})
+        | ({"edge.metrics": settings.metrics} if settings.metrics else {}),
         f"http://{reachable(settings.admin)}/ready",
     )
 

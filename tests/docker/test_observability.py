@@ -1,0 +1,49 @@
+"""Prometheus beside the mesh, as deploy/compose/observability.yml adds it."""
+
+import json
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+
+JOBS = {"gateway", "crypto_svc", "nlp_svc", "reply_svc", "envoy"}
+MakeStack = Callable[..., AbstractContextManager[Any]]
+
+
+@pytest.fixture(scope="module")
+def stack(make_stack: MakeStack) -> Iterator[Any]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    with make_stack("docker-compose.yml", "deploy/compose/observability.yml", PROMETHEUS_PORT=port) as stack:
+        stack.up()
+        yield stack
+
+
+def asked(stack: Any, query: str) -> dict[str, float]:
+    """What Prometheus answers, by job; each job must be found once."""
+    url = f"http://127.0.0.1:{stack.environment['PROMETHEUS_PORT']}/api/v1/query"
+    with urllib.request.urlopen(f"{url}?{urllib.parse.urlencode({'query': query})}", timeout=10) as answer:
+        found = json.load(answer)["data"]["result"]
+    values = {sample["metric"]["job"]: float(sample["value"][1]) for sample in found}
+    assert len(values) == len(found), found
+    return values
+
+
+def test_every_container_is_watched_once(stack: Any) -> None:
+    """Prometheus reaches all processes over the networks that are there, and none of them twice."""
+    stack.until(lambda: asked(stack, "up") == dict.fromkeys(JOBS, 1.0))
+
+
+def test_what_is_used_is_compared_with_the_containers_limits(stack: Any) -> None:
+    """CPU and memory are those of the container, and their limits are those of docker-compose.yml."""
+    ours = JOBS - {"envoy"}
+    stack.until(lambda: asked(stack, "assistant_memory_limit_bytes").keys() == ours)
+    limits = {"gateway": (0.5, 768), "crypto_svc": (0.2, 256), "nlp_svc": (0.25, 1024), "reply_svc": (0.25, 512)}
+    assert asked(stack, "assistant_cpu_limit_cores") == {job: cores for job, (cores, _) in limits.items()}
+    assert asked(stack, "assistant_memory_limit_bytes / 1048576") == {job: size for job, (_, size) in limits.items()}
+    assert all(0 < share < 0.8 for share in asked(stack, "instance:assistant_memory:ratio").values())
+    assert asked(stack, "assistant_cpu_seconds_total").keys() == ours

@@ -116,7 +116,11 @@ class Stack(Mesh):
 
     def up(self) -> None:
         """As a user does it; returns when every container is healthy and all is connected."""
-        self.compose("up", "--detach", "--build", "--wait", "--wait-timeout", str(int(PATIENCE_S)))
+        try:
+            self.compose("up", "--detach", "--build", "--wait", "--wait-timeout", str(int(PATIENCE_S)))
+        except AssertionError:
+            checks = {name: one["State"].get("Health") for name, one in self.containers().items()}
+            pytest.fail(f"not healthy: {json.dumps(checks, indent=1)}\n{self.compose('logs', '--tail', '20')}")
         self.until(self.serving)
 
     def serving(self) -> bool:

@@ -25,8 +25,9 @@ ACCOUNT = {
     "WECOM_API_BASE": "http://127.0.0.1:1",  # nobody is there
     "SIMULATORS": "0",
 }
-PASSWORDS = {f"{name}_PASSWORD": name.lower() for name in ("POSTGRES", "GATEWAY_DATABASE", "NLP_DATABASE")} | {
-    "REPLY_DATABASE_PASSWORD": "reply/database?"
+PASSWORDS = {
+    f"{name}_PASSWORD": f"passwordOf{name.title()}"
+    for name in ("POSTGRES", "GATEWAY_DATABASE", "NLP_DATABASE", "REPLY_DATABASE")
 }
 
 MakeStack = Callable[..., AbstractContextManager[Any]]

@@ -27,6 +27,7 @@ from tests.bench.table import Goal, number, table
 ENVIRONMENTS = Path("build/peers")
 _PYTHONS = ("python3.13", "python3.12", "python3")
 _SETTLED_S = 3.0
+_READY_WITHIN_S = 120.0
 _CONNECTIONS = 32
 _COMMAND = "!ping"
 """Everybody answers it: we and LangBot that we do not know it, AstrBot by an echo."""
@@ -51,7 +52,11 @@ class Peer:
         self._process = subprocess.Popen(
             command, cwd=folder, env=os.environ | environ, stdout=log, stderr=log, start_new_session=True
         )
-        wait_until_answered(int(url.rpartition(":")[2]), "/", within_s=60)
+        try:
+            wait_until_answered(int(url.rpartition(":")[2]), "/", within_s=_READY_WITHIN_S)
+        except SystemExit:
+            self.stop()
+            raise
 
     def processes(self) -> Processes:
         """Its only one."""
@@ -81,9 +86,12 @@ def peers(run: Run) -> None:
             if binary is None:
                 run.say(f"{name} is left out: it could not be installed (see {ENVIRONMENTS / name}.log)")
                 continue
-            with Stage() as peer_alone:
-                peer = peer_alone.start(start(run, binary, platform))
-                rates[name] = _median_rate(run, peer, platform, peer.path, most_per_s)
+            try:
+                with Stage() as peer_alone:
+                    peer = peer_alone.start(start(run, binary, platform))
+                    rates[name] = _median_rate(run, peer, platform, peer.path, most_per_s)
+            except SystemExit as error:
+                run.say(f"{name} is left out: {error}")
     rows = [[name, number(rate), f"{rates['mesh'] / rate:.1f}×" if rate else "–"] for name, rate in rates.items()]
     run.say(f"Answers delivered per second, {_CONNECTIONS} connections\n\n" + table(["", "per second", "we are"], rows))
     for name, must, aim in (("astrbot", 10, 17), ("langbot", 200, 300)):

@@ -116,12 +116,17 @@ class Stack(Mesh):
 
     def up(self) -> None:
         """As a user does it; returns when every container is healthy and all is connected."""
+        self.compose("up", "--detach", "--build")
         try:
-            self.compose("up", "--detach", "--build", "--wait", "--wait-timeout", str(int(PATIENCE_S)))
+            self.until(lambda: self.well() and self.serving())
         except AssertionError:
-            checks = {name: one["State"].get("Health") for name, one in self.containers().items()}
+            checks = {name: one["State"] for name, one in self.containers().items()}
             pytest.fail(f"not healthy: {json.dumps(checks, indent=1)}\n{self.compose('logs', '--tail', '20')}")
-        self.until(self.serving)
+
+    def well(self) -> bool:
+        """Whether every container that says how it is says that it is well."""
+        states = [one["State"]["Health"]["Status"] for one in self.containers().values() if "Health" in one["State"]]
+        return bool(states) and set(states) == {"healthy"}
 
     def serving(self) -> bool:
         """Whether the gateway reaches every service; the platform may be away."""

@@ -357,9 +357,15 @@ class Turns:
         return task
 
     async def drain(self, limit_s: float) -> None:
-        """Wait for the turns under way, at most so long. What remains is taken up after the next start."""
+        """Wait for the turns under way, at most so long, and let go of the rest: the next start takes it up."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=limit_s)
+        for turn in self._turns.values():
+            turn.orphan = False  # nothing is left to do for its timers
+        rest = list(self._tasks)
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
 
     # --- After a crash, and for operators ---------------------------------------------------------------
 
@@ -383,14 +389,17 @@ class Turns:
         codec = self._codecs.get((message.account.channel, message.account.name))
         if codec is None:
             self._inbox.finish(row.key, InboxState.DEAD, TurnRecord(), UnknownAccount.reason)
-        elif row.key not in self._turns:
-            turn = Turn(message, codec, time.monotonic(), row.key, row.lane, row)
-            self._queue(turn)
-            if row.state == InboxState.ACKNOWLEDGED:
-                self._acknowledge_at_once(turn)
-                turn.task = self._spawn(self._run(turn, blocked=True))
-            else:
-                self._wait_for_repetition(turn)
+            return
+        lost = self._turns.get(row.key)
+        if lost is not None:  # another gateway had taken it over and died: what we knew of it is out of date
+            self._abandon(lost)
+        turn = Turn(message, codec, time.monotonic(), row.key, row.lane, row)
+        self._queue(turn)
+        if row.state == InboxState.ACKNOWLEDGED:
+            self._acknowledge_at_once(turn)
+            turn.task = self._spawn(self._run(turn, blocked=True))
+        else:
+            self._wait_for_repetition(turn)
 
     def _wait_for_repetition(self, turn: Turn) -> None:
         turn.orphan = True

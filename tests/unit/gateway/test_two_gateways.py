@@ -45,3 +45,16 @@ async def test_a_turn_that_comes_back_is_ours_again(house: "House", postgres_url
         await until(lambda: house.reply.delivered)
         assert await held is None
     assert house.reply.delivered == {KEY: [f"re: {THINKS}"]}
+
+
+async def test_what_another_gateway_acknowledged_is_answered_when_it_died(house: "House", postgres_url: str) -> None:
+    """A gateway that still thinks about a turn which it had lost does not take its own thoughts for the answer owed."""
+    async with house.life(database=postgres_url, name="test:7000") as first:
+        held = asyncio.create_task(first.say(THINKS))
+        await until(lambda: len(house.engine.requests) == 1)
+        async with house.life(database=postgres_url, name="test:7500", drain_s=0.0) as second:
+            assert await second.say(THINKS, budget_s=0.05) is None
+        await first.turns.recover()
+        await until(lambda: house.reply.delivered)
+        assert await held is None
+    assert house.reply.delivered == {KEY: [f"re: {THINKS}"]}

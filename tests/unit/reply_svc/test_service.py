@@ -11,6 +11,7 @@ from assistant.api.message.v1.message_pb2 import Account, Card, CardAction, Cont
 from assistant.api.reply.v1.reply_pb2 import (
     DELIVERY_STATE_DEAD,
     DELIVERY_STATE_DELIVERED,
+    DELIVERY_STATE_PENDING,
     DELIVERY_STATE_RECALLED,
     DELIVERY_STATE_RECORDED,
     MEDIA_KIND_IMAGE,

@@ -84,6 +84,15 @@ class Mesh:
         except OSError:
             return 0, None
 
+    def callback(self) -> int:
+        """The status of the answer to a callback that is none."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http}/wecom?nonce=1", data=b"<xml/>")
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
     def until(self, question: Callable[[], Any]) -> Any:
         """The first answer that is true."""
         deadline = time.monotonic() + PATIENCE_S

@@ -90,11 +90,12 @@ def metrics(reserve_ports: Callable[[], contextlib.AbstractContextManager[int]],
             yield f"http://{address}"
 
 
-def run_envoy(port_offset: int, folder: Path, **settings_given: Any) -> Iterator[Edge]:
+def run_envoy(port_offset: int, folder: Path, gateway_host: str = "127.0.0.1", **settings_given: Any) -> Iterator[Edge]:
     http, https, admin, gateway, gateway_admin = (
         Address(f"127.0.0.1:{port_offset + port}")
         for port in (ports.EDGE_HTTP, ports.EDGE_HTTPS, ports.ENVOY_ADMIN, ports.GATEWAY, ports.GATEWAY + 100)
     )
+    gateway = Address(f"{gateway_host}:{gateway.port}")
     certificate, key = development_certificate(folder)
     settings = EdgeSettings(http=http, https=https, admin=admin, redirect_port=https.port, **settings_given)
     log = folder / "log"
@@ -219,6 +220,17 @@ async def test_a_callback_outlives_a_restart_of_the_gateway(edge: Edge) -> None:
             answer = await waiting
             assert answer.status == 200
             assert (await answer.json())["size"] == 100_000
+
+
+async def test_a_callback_waits_for_a_gateway_that_has_no_address(
+    reserve_ports: Callable[[], contextlib.AbstractContextManager[int]], tmp_path: Path
+) -> None:
+    """Between two containers of a gateway its name stands for nothing: callbacks are held, not refused."""
+    with reserve_ports() as port_offset:
+        for edge in run_envoy(port_offset, tmp_path, gateway_host="gateway.invalid"):
+            async with edge.client() as client:
+                with pytest.raises(TimeoutError):
+                    await client.post("/wecom", data=b"x", timeout=aiohttp.ClientTimeout(total=2))
 
 
 async def test_a_callback_outlives_a_gateway_that_dies_while_answering(edge: Edge) -> None:

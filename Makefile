@@ -57,7 +57,7 @@ bench: $(VENV)/.dev proto ## Speed beside peers, in one run; takes about 8 minut
 lock: | $(BIN)/python ## Pin the newest versions that pyproject.toml allows, with hashes
 	$(BIN)/pip install --quiet uv
 	for lock in runtime "proto --extra proto" "dev --extra dev"; do set -- $$lock; name=$$1; shift; \
-	  $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-header --no-emit-index-url \
+	  $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-strip-extras --no-header --no-emit-index-url \
 	    --no-emit-find-links --no-emit-package ai-assistant "$$@" pyproject.toml \
 	    -o requirements/$$name.lock || exit 1; done
 

@@ -25,6 +25,7 @@ from assistant.api.mux.v1.mux_pb2 import (
     Operation,
     Result,
 )
+from assistant.deadlines import Deadlines
 from assistant.dispatch import Call, Method
 from assistant.errors import (
     AssistantError,
@@ -46,7 +47,6 @@ _BATCH_ITEMS = 256
 _BATCH_BYTES = 256 << 10
 MAX_IN_FLIGHT = 10_000
 """Operations of one stream at once."""
-_TICKS_PER_S = 100
 
 M = TypeVar("M", bound=Message)
 
@@ -85,27 +85,6 @@ class _Batches(Generic[M]):
         self._gathering, self._items, self._bytes = self._new(), 0, 0
         self._some.clear()
         return batch
-
-
-class _Deadlines:
-    """The deadlines of many operations with few timers. Each strikes up to 10 ms late."""
-
-    def __init__(self, strike: Callable[[int], None]) -> None:
-        self._strike = strike
-        self._ids: dict[int, list[int]] = {}
-
-    def add(self, operation_id: int, time_left_s: float) -> None:
-        """Call `strike(operation_id)` when the time is over. It may long be done by then."""
-        tick = int((monotonic() + time_left_s) * _TICKS_PER_S) + 1
-        ids = self._ids.get(tick)
-        if ids is None:
-            ids = self._ids[tick] = []
-            asyncio.get_running_loop().call_later(tick / _TICKS_PER_S - monotonic(), self._tick, tick)
-        ids.append(operation_id)
-
-    def _tick(self, tick: int) -> None:
-        for operation_id in self._ids.pop(tick):
-            self._strike(operation_id)
 
 
 # --- The server's side ------------------------------------------------------------------------------------
@@ -149,7 +128,7 @@ class _Exchange:
         self._context = context
         self._responses = _Batches(ExchangeResponse)
         self._running: dict[int, asyncio.Task[bytes]] = {}
-        self._deadlines = _Deadlines(self._cancel)
+        self._deadlines = Deadlines(self._cancel)
         self._room = asyncio.Event()
         self._closing = False
 
@@ -239,7 +218,7 @@ class Multiplexer:
     def __init__(self) -> None:
         self._requests = _Batches(ExchangeRequest)
         self._waiting: dict[int, asyncio.Future[Result]] = {}
-        self._deadlines = _Deadlines(self._expire)
+        self._deadlines = Deadlines(self._expire)
         self._last_id = 0
 
     def __len__(self) -> int:

@@ -9,19 +9,21 @@ from uvicorn_worker import UvicornWorker
 from assistant import telemetry
 from assistant.errors import InvalidSetting
 from gateway.app import create_app
+from gateway.connection import Connection
 from gateway.loop import FlaskOnLoop
 from gateway.settings import Configuration
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]  # gunicorn and its workers are not typed
-    """One event loop: uvloop and httptools; our own log lines instead of access lines."""
+    """One event loop: uvloop, httptools, and a lane for callbacks; our own log lines instead of access lines."""
 
     CONFIG_KWARGS = {  # noqa: RUF012 - gunicorn's way of configuring a worker
         "loop": "uvloop",
-        "http": "httptools",
+        "http": Connection,
         "lifespan": "on",
         "access_log": False,
         "server_header": False,
+        "date_header": False,  # Envoy's to say
         "proxy_headers": False,  # who calls is Envoy's to log
         "timeout_keep_alive": 75,  # longer than Envoy keeps an idle connection, so that Envoy closes first
     }

@@ -4,8 +4,9 @@ One Flask app on two addresses. What operators see is served on the admin addres
 """
 
 import asyncio
+import functools
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import orjson
@@ -13,14 +14,14 @@ from flask import Blueprint, Flask, Response, abort, current_app, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from assistant import plugin, profiling, telemetry
+from assistant import plugin, profiling
 from assistant.api.message.v1.message_pb2 import Account
 from assistant.errors import AssistantError, UnknownMessage
-from assistant.plugin import Callback
+from assistant.plugin import Callback, Codec
 from assistant.settings import DEFAULT_ACCOUNT
+from gateway.held import error_answer, refusal
 from gateway.inbox import InboxState, describe
-from gateway.intake import error_answer, refusal
-from gateway.loop import Answer, Deferred, FlaskOnLoop, Scope
+from gateway.loop import Answer, Deferred, Exchange, FlaskOnLoop, FutureExchange, Lane
 from gateway.runtime import Gateway
 from gateway.settings import Configuration
 
@@ -32,14 +33,10 @@ callbacks = Blueprint("callbacks", __name__)
 operators = Blueprint("operators", __name__)
 
 
-def create_app(configuration: Configuration, *, past_flask: bool = True) -> FlaskOnLoop:
-    """The application that gunicorn's worker serves.
-
-    `past_flask=False` lets callbacks go through Flask like all else: dearer, and the same in every answer.
-    """
+def create_app(configuration: Configuration) -> FlaskOnLoop:
+    """The application that gunicorn's worker serves."""
     app = Flask(_GATEWAY)
     app.config["ADMIN_PORT"] = str(configuration.gateway.admin.port)
-    app.config["HEADERS"] = {name: channel.headers for name, channel in plugin.channels().items()}
     app.register_blueprint(callbacks)
     app.register_blueprint(operators)
     app.register_error_handler(HTTPException, _http_error)
@@ -50,10 +47,10 @@ def create_app(configuration: Configuration, *, past_flask: bool = True) -> Flas
     async def shutdown() -> None:
         await _gateway(app).close()
 
-    def lane(scope: Scope, body: bytes) -> Awaitable[Answer] | None:
-        return _callback_past_flask(app, scope, body) if past_flask else None
+    def find_lane(path: str) -> Lane | None:
+        return _lanes(_gateway(app)).get(path)
 
-    return FlaskOnLoop(app, startup=startup, shutdown=shutdown, max_body_bytes=MAX_BODY_BYTES, lane=lane)
+    return FlaskOnLoop(app, startup=startup, shutdown=shutdown, max_body_bytes=MAX_BODY_BYTES, find_lane=find_lane)
 
 
 def _gateway(app: Flask | None = None) -> Gateway:
@@ -75,52 +72,58 @@ def _http_error(error: HTTPException) -> Response:
 @callbacks.route("/<channel>", methods=["GET", "POST"])
 @callbacks.route("/<channel>/<account>", methods=["GET", "POST"])
 def callback(channel: str, account: str = DEFAULT_ACCOUNT) -> Response:
-    """A platform calls."""
-    header, query = request.headers.get, request.query_string.decode("latin-1")
-    answer = _answer(current_app, channel, account, request.method, query, header, request.get_data())
-    if answer is None:
-        abort(404, f"No account {account!r} of a channel {channel!r} is configured.")
-    return Deferred(answer)
-
-
-def _callback_past_flask(app: Flask, scope: Scope, body: bytes) -> Awaitable[Answer] | None:
-    """What the view `callback` does, for the requests that come by the thousand: nothing else about them is special."""
-    if scope["method"] != "POST":
-        return None
-    channel, has_account, account = scope["path"][1:].partition("/")
-    headers = dict(scope["headers"])
-
-    def header(name: str) -> str | None:
-        value: bytes | None = headers.get(name.encode("latin-1"))
-        return None if value is None else value.decode("latin-1")
-
-    query = scope["query_string"].decode("latin-1")
-    return _answer(app, channel, account if has_account else DEFAULT_ACCOUNT, "POST", query, header, body)
-
-
-def _answer(
-    app: Flask, channel: str, account: str, method: str, query: str, header: Callable[[str], str | None], body: bytes
-) -> Awaitable[Answer] | None:
-    """The answer to a callback; None if there is no such account."""
-    gateway = _gateway(app)
+    """A platform calls. POST comes here only where the lane leaves it: see `_lanes`."""
+    gateway = _gateway()
     codec = gateway.codecs.get((channel, account))
     if codec is None:
-        return None
-    telemetry.request_id.set(header("x-request-id") or "")
-    wanted = app.config["HEADERS"][channel]
-    headers = {name: value for name in wanted if (value := header(name)) is not None}
-    arrived_at = _arrived_at(header("x-request-start") or "")
+        abort(404, f"No account {account!r} of a channel {channel!r} is configured.")
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in request.headers.items()]
+    lane = _lane(gateway, channel, account, codec, request.method)
+    exchange = FutureExchange()
+    gateway.spawn(lane(request.query_string.decode("latin-1"), headers, request.get_data(), exchange))
+    return Deferred(exchange.answer)
+
+
+@functools.cache
+def _lanes(gateway: Gateway) -> Mapping[str, Lane]:
+    """By path, what the view `callback` does for the requests that come by the thousand."""
+    lanes = {}
+    for (channel, account), codec in gateway.codecs.items():
+        lane = _lane(gateway, channel, account, codec, "POST")
+        lanes[f"/{channel}/{account}"] = lane
+        if account == DEFAULT_ACCOUNT:
+            lanes[f"/{channel}"] = lane
+    return lanes
+
+
+def _lane(gateway: Gateway, channel: str, account: str, codec: Codec, method: str) -> Lane:
     named = Account(channel=channel, name=account)
-    return gateway.intake.answer(named, codec, Callback(method, query, headers, body), arrived_at)
+    wanted = {name.encode("latin-1"): name for name in plugin.channels()[channel].headers}
+
+    def take(
+        query: str, headers: list[tuple[bytes, bytes]], body: bytes, exchange: Exchange
+    ) -> Coroutine[Any, Any, None]:
+        request_id, started, passed_on = b"", b"", {}
+        for name, value in headers:
+            if name == b"x-request-id":
+                request_id = value
+            elif name == b"x-request-start":
+                started = value
+            elif name in wanted:
+                passed_on[wanted[name]] = value.decode("latin-1")
+        callback = Callback(method, query, passed_on, body)
+        return gateway.intake.take(named, codec, callback, _arrived_at(started), exchange, request_id.decode("latin-1"))
+
+    return take
 
 
-def _arrived_at(started: str) -> float:
+def _arrived_at(started: bytes) -> float:
     """When the request reached the edge, on the monotonic clock: Envoy may have held it while we were restarted.
 
     `started` is what Envoy says about it: "t=" and seconds since 1970.
     """
     now, age_s = time.monotonic(), 0.0
-    if started.startswith("t="):
+    if started.startswith(b"t="):
         try:
             age_s = time.time() - float(started[2:])
         except ValueError:

@@ -2,15 +2,13 @@
 
 A view is a plain function that never blocks. It returns a `Response`, or a `Deferred` whose answer the loop
 awaits; waiting then costs a few kilobytes instead of a thread.
-
-What a request costs Flask is a third of what it costs us. So there is a lane past it, for requests that are
-answered with nothing but bytes: `Lane`. Flask answers whatever the lane leaves.
 """
 
+import asyncio
 import io
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any, NamedTuple, Protocol
 
 from flask import Flask, Response
 
@@ -32,8 +30,39 @@ class Answer(NamedTuple):
         return Response(self.body, self.status, content_type=self.content_type)
 
 
-Lane = Callable[[Scope, bytes], Awaitable[Answer] | None]
-"""Answers a request, by its ASGI scope and body; None leaves it to Flask. What it raises is a defect of its own."""
+TOO_LARGE = Answer(b'{"error":"PAYLOAD_TOO_LARGE"}', "application/json", 413)
+
+
+class Exchange(Protocol):
+    """A request that somebody waits to have answered."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the answer would still reach them."""
+
+    def respond(self, answer: Answer) -> None:
+        """Answer; nothing happens if it is open no longer."""
+
+
+Lane = Callable[[str, list[tuple[bytes, bytes]], bytes, Exchange], Coroutine[Any, Any, None]]
+"""Sees a POST to its end, by its query, headers (names in lower case) and body. Responds once, at some time."""
+
+
+class FutureExchange:
+    """An exchange whose answer is awaited by a coroutine."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_open(self) -> bool:
+        """See `Exchange`."""
+        return not self.answer.done()
+
+    def respond(self, answer: Answer) -> None:
+        """See `Exchange`."""
+        if self.is_open:
+            self.answer.set_result(answer)
 
 
 class Deferred(Response):
@@ -48,15 +77,20 @@ class FlaskOnLoop:
     """The ASGI application that a Flask app is on an event loop.
 
     `startup` runs on the loop before the first request, `shutdown` after the last. A body of more than
-    `max_body_bytes` is answered 413 without being read to its end. `lane` is asked before Flask.
+    `max_body_bytes` is answered 413 without being read to its end.
+
+    What a request costs ASGI and Flask is more than half of what it costs us. So `find_lane` may know a way past
+    both for the requests of a path; whoever serves the connections asks it: `gateway.connection`.
     """
 
-    def __init__(self, app: Flask, *, startup: Hook, shutdown: Hook, max_body_bytes: int, lane: Lane) -> None:
+    def __init__(
+        self, app: Flask, *, startup: Hook, shutdown: Hook, max_body_bytes: int, find_lane: Callable[[str], Lane | None]
+    ) -> None:
+        self.find_lane = find_lane
+        self.max_body_bytes = max_body_bytes
         self._app = app
-        self._lane = lane
         self._startup = startup
         self._shutdown = shutdown
-        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event of the server (ASGI 3)."""
@@ -80,9 +114,7 @@ class FlaskOnLoop:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await self._body(receive)
         if body is None:
-            await _send(scope, send, Answer(b'{"error":"PAYLOAD_TOO_LARGE"}', "application/json", 413))
-        elif (answer := self._lane(scope, body)) is not None:
-            await _send(scope, send, await answer)
+            await _send(scope, send, TOO_LARGE)
         else:
             response = self._dispatch(_environ(scope, body))
             if isinstance(response, Deferred):
@@ -97,13 +129,13 @@ class FlaskOnLoop:
         event = await receive()
         body: bytes = event.get("body", b"")
         if not event.get("more_body"):
-            return body if len(body) <= self._max_body_bytes else None
+            return body if len(body) <= self.max_body_bytes else None
         chunks, size = [body], len(body)
-        while event.get("more_body") and size <= self._max_body_bytes:
+        while event.get("more_body") and size <= self.max_body_bytes:
             event = await receive()
             chunks.append(event.get("body", b""))
             size += len(chunks[-1])
-        return b"".join(chunks) if size <= self._max_body_bytes else None
+        return b"".join(chunks) if size <= self.max_body_bytes else None
 
     def _dispatch(self, environ: dict[str, Any]) -> Response:
         context = self._app.request_context(environ)

@@ -7,8 +7,9 @@ import asyncio
 import contextlib
 import gc
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
+from typing import Any
 
 from prometheus_client import Gauge
 
@@ -52,6 +53,7 @@ class Gateway:
         self._channels = [crypto, nlp, skills, reply]
         self._settings = settings
         self._background: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self.codecs = configuration.codecs()
         self.inbox = Inbox(journal, f"{socket.gethostname()}:{settings.listen.port}")
         self.turns = Turns(
@@ -95,6 +97,12 @@ class Gateway:
         gc.freeze()  # what lives now lives as long as the process: the collector need not look at it again
         telemetry.info("gateway_started", accounts=len(gateway.codecs))
         return gateway
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the request that caused it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
         """Finish what is under way, write what is to be written, and stop."""

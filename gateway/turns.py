@@ -28,12 +28,14 @@ from assistant.api.storage.v1.storage_pb2 import (
     AnswerPath,
     TurnRecord,
 )
+from assistant.deadlines import Deadlines
 from assistant.errors import AssistantError, Internal, StorageUnavailable, UnknownAccount
 from assistant.journal import Row
 from assistant.plugin import Codec
 from gateway.conversations import Conversation, Conversations
 from gateway.delivery import Delivery
 from gateway.engine import Engine
+from gateway.held import HeldCallback
 from gateway.inbox import Inbox, InboxState, lane_of, message_key
 from gateway.phrases import apology
 
@@ -69,8 +71,10 @@ class Turn:
     """Done when the message is durable; its result is the passive answer that was given before, if there is one."""
     acknowledged: "asyncio.Future[bool] | None" = None
     """From the claim of the active path: done when ACKNOWLEDGED is durable; False if another gateway took over."""
-    waiters: "list[asyncio.Future[bytes | None]]" = field(default_factory=list)
-    """Held callbacks. Each is given the passive answer, or None: acknowledge."""
+    held: list[HeldCallback] = field(default_factory=list)
+    """Callbacks that wait for the answer."""
+    blocked: bool = False
+    """An earlier turn of the conversation was another gateway's when this one was admitted."""
     before: "asyncio.Future[None] | None" = None
     """`finished` of the turn before it in the conversation."""
     finished: "asyncio.Future[None] | None" = None
@@ -80,6 +84,7 @@ class Turn:
     passive: bytes | None = None
     """The passive answer, from the claim of the passive path."""
     task: "asyncio.Task[None] | None" = None
+    """Runs it: that of the callback which brought the message, or one of its own."""
 
 
 class Turns:
@@ -109,41 +114,56 @@ class Turns:
         self._lanes: dict[str, Turn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._held = 0
+        self._budgets = Deadlines(self._budget_is_over)
         _HELD.set_function(lambda: self._held)
 
     # --- A callback comes -------------------------------------------------------------------------------
 
-    async def answer(self, message: InboundMessage, codec: Codec, arrived_at: float, budget_s: float) -> bytes | None:
-        """Admit a message and wait for its passive answer, until `budget_s` after its arrival at most.
+    async def take(
+        self, message: InboundMessage, codec: Codec, held: HeldCallback, arrived_at: float, budget_s: float
+    ) -> None:
+        """See a message to its end, and answer its callback on the way: at most `budget_s` after its arrival.
 
-        Returns the answer's payload, or None: acknowledge. Either way the message is durable. Call `handed_out`
-        once the HTTP answer is on its way. Raises StorageUnavailable.
+        The callback gets the passive answer or is acknowledged, and the message is durable before either. Returns
+        when its turn is over; if the turn is under way already, the callback is left to that one. Raises
+        StorageUnavailable, with the callback unanswered.
         """
         key = message_key(message)
         telemetry.message_id.set(key)
-        turn = await self._under_way(key)
-        if turn is None:
-            turn = Turn(message, codec, arrived_at, key, lane_of(message))
-            await self._admit(turn)
-        else:
+        until = arrived_at + budget_s
+        known = await self._under_way(key) if key in self._turns else None
+        if known is not None:
             _DUPLICATES.labels(message.account.channel).inc()
-            if turn.orphan:
-                self._take_up(turn, arrived_at)
+            await self._join(known, held, arrived_at, until)
+            return
+        turn = Turn(message, codec, arrived_at, key, lane_of(message), task=asyncio.current_task())
+        given_before = await self._admit(turn)
+        if turn.finished is None:
+            await _answer(held, given_before)
+        else:
+            if turn.acknowledged is None:
+                self._hold(turn, held, until)
+            else:
+                held.acknowledge()
+            await self._run(turn)
+
+    async def _join(self, turn: Turn, held: HeldCallback, arrived_at: float, until: float) -> None:
+        """Answer a repeated callback as its turn stands, or have it wait for the turn's answer."""
+        if turn.orphan:
+            self._take_up(turn, arrived_at)
+            self._hold(turn, held, until)
+            await self._run(turn)
+            return
         given_before = await turn.admission if turn.admission is not None else None
         if given_before is not None or turn.finished is None:
-            return given_before
-        if turn.path == ANSWER_PATH_PASSIVE:
-            return turn.passive
-        if turn.acknowledged is not None:
+            await _answer(held, given_before)
+        elif turn.path == ANSWER_PATH_PASSIVE:
+            await _answer(held, turn.passive)
+        elif turn.acknowledged is not None:
             await turn.acknowledged
-            return None
-        return await self._hold(turn, arrived_at + budget_s)
-
-    def handed_out(self, message: InboundMessage) -> None:
-        """The HTTP answer with what `answer` returned is on its way: the conversation goes on."""
-        turn = self._turns.get(message_key(message))
-        if turn is not None and turn.path == ANSWER_PATH_PASSIVE:
-            self._finish(turn)
+            held.acknowledge()
+        else:
+            self._hold(turn, held, until)
 
     async def _under_way(self, key: str) -> Turn | None:
         """The turn of a message, if it is under way here, and ours to answer now that its callback is repeated."""
@@ -158,7 +178,7 @@ class Turns:
         turn.orphan = False
         if turn.task is not None:
             turn.task.cancel()
-        self._release(turn, None)
+        self._acknowledge_held(turn)
         self._finish(turn)
 
     async def _own(self, turn: Turn) -> bool:
@@ -175,16 +195,22 @@ class Turns:
             return await turn.acknowledged
         return adopted or turn.path == ANSWER_PATH_PASSIVE
 
-    async def _admit(self, turn: Turn) -> None:
-        """Make the message durable and begin its turn; callbacks that repeat it meanwhile wait for the same."""
+    async def _admit(self, turn: Turn) -> bytes | None:
+        """Make the message durable and queue its turn; callbacks that repeat it meanwhile wait for the same.
+
+        Returns the passive answer that was given before, if there is one. `finished` is None if no turn begins.
+        """
         turn.admission = asyncio.get_running_loop().create_future()
         self._turns[turn.key] = turn
         try:
-            turn.admission.set_result(await self._store(turn))
+            given_before = await self._store(turn)
         except BaseException as error:
             turn.admission.set_exception(error)
             turn.admission.exception()  # it counts as seen even if no repeated callback waits for it
             raise
+        else:
+            turn.admission.set_result(given_before)
+            return given_before
         finally:
             if turn.finished is None:
                 del self._turns[turn.key]
@@ -194,9 +220,8 @@ class Turns:
             await self._inbox.admit(turn.message, InboxState.ANSWERED)
             return None
         state = InboxState.RECEIVED if self._held < self._held_callbacks else InboxState.ACKNOWLEDGED
-        admitted = await self._inbox.admit(turn.message, state)
-        row = admitted.row
-        if not admitted.new:
+        row, new, turn.blocked = await self._inbox.admit(turn.message, state)
+        if not new:
             _DUPLICATES.labels(turn.message.account.channel).inc()
             if row.state == InboxState.RECEIVED:
                 row = await self._inbox.adopt(turn.key) or await self._inbox.get(turn.key) or row
@@ -206,28 +231,31 @@ class Turns:
                 return turn.codec.format(turn.message, record.content) if passive else None
         turn.row = row
         if row.state == InboxState.ACKNOWLEDGED:
-            self._acknowledge_at_once(turn)
+            self._is_acknowledged(turn)
         self._queue(turn)
-        turn.task = self._spawn(self._run(turn, blocked=admitted.blocked))
         return None
 
-    async def _hold(self, turn: Turn, until: float) -> bytes | None:
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[bytes | None] = loop.create_future()
-        turn.waiters.append(waiter)
-        timer = loop.call_later(max(0.0, until - time.monotonic()), self._claim_active, turn)
-        self._held += 1
-        try:
-            return await waiter
-        finally:
-            self._held -= 1
-            timer.cancel()
+    # --- Held callbacks ---------------------------------------------------------------------------------
 
-    def _release(self, turn: Turn, payload: bytes | None) -> None:
-        for waiter in turn.waiters:
-            if not waiter.done():
-                waiter.set_result(payload)
-        turn.waiters.clear()
+    def _hold(self, turn: Turn, held: HeldCallback, until: float) -> None:
+        turn.held.append(held)
+        self._held += 1
+        self._budgets.add(turn.key, until - time.monotonic())
+
+    def _budget_is_over(self, key: str) -> None:
+        turn = self._turns.get(key)
+        if turn is not None and turn.held:
+            self._claim_active(turn)
+
+    def _let_go(self, turn: Turn) -> list[HeldCallback]:
+        """Those that were held; the caller answers them."""
+        held, turn.held = turn.held, []
+        self._held -= len(held)
+        return held
+
+    def _acknowledge_held(self, turn: Turn) -> None:
+        for held in self._let_go(turn):
+            held.acknowledge()
 
     # --- The claim --------------------------------------------------------------------------------------
 
@@ -237,7 +265,7 @@ class Turns:
             turn.acknowledged = asyncio.get_running_loop().create_future()
             self._spawn(self._acknowledge(turn, turn.acknowledged))
 
-    def _acknowledge_at_once(self, turn: Turn) -> None:
+    def _is_acknowledged(self, turn: Turn) -> None:
         """The row is ACKNOWLEDGED already."""
         turn.path = ANSWER_PATH_ACTIVE
         turn.acknowledged = asyncio.get_running_loop().create_future()
@@ -252,7 +280,7 @@ class Turns:
                 # The callback stays held. If the platform gives up on it, it repeats it.
                 await asyncio.sleep(pause_s)
                 pause_s = min(1.0, pause_s * 2)
-        self._release(turn, None)
+        self._acknowledge_held(turn)
 
     # --- The turn ---------------------------------------------------------------------------------------
 
@@ -270,14 +298,14 @@ class Turns:
         if turn.finished is not None and not turn.finished.done():
             turn.finished.set_result(None)
 
-    async def _run(self, turn: Turn, *, blocked: bool) -> None:
+    async def _run(self, turn: Turn) -> None:
         telemetry.message_id.set(turn.key)
         if not telemetry.request_id.get():  # no callback of this life brought it
             telemetry.request_id.set(turn.key)
         try:
             if turn.before is not None:
                 await turn.before
-            if blocked:
+            if turn.blocked:
                 await self._wait_for_other_gateways(turn)
             conversation = await self._conversations.get(turn.lane)
             record, failure = await self._think(turn, conversation)
@@ -287,7 +315,7 @@ class Turns:
             telemetry.error("turn_broken", error)
             _FAILED.labels(turn.message.account.channel, Internal.reason).inc()
             self._inbox.finish(turn.key, InboxState.DEAD, TurnRecord(), type(error).__name__)
-            self._release(turn, None)
+            self._acknowledge_held(turn)
             self._finish(turn)
 
     async def _wait_for_other_gateways(self, turn: Turn) -> None:
@@ -316,19 +344,26 @@ class Turns:
         self, turn: Turn, conversation: Conversation, record: TurnRecord, failure: AssistantError | None
     ) -> None:
         payload = None
-        if record.content and turn.waiters and await self._delivery.has_arrived(conversation):
+        # Where all connections broke, the platform may have tried for the last time: then only its API is left.
+        if (
+            record.content
+            and any(held.is_open for held in turn.held)
+            and await self._delivery.has_arrived(conversation)
+        ):
             payload = turn.codec.format(turn.message, record.content)
         if turn.path == ANSWER_PATH_UNSPECIFIED and payload is not None:
             turn.path = record.path = ANSWER_PATH_PASSIVE
             turn.passive = payload
             self._close(turn, conversation, record, failure)
-            self._release(turn, payload)  # `handed_out` lets the conversation go on
+            for held in self._let_go(turn):
+                await held.reply(payload)
+            self._finish(turn)
             return
         if record.content:
             self._claim_active(turn)
         if turn.acknowledged is None:  # nothing to say, and nothing claimed
             self._close(turn, conversation, record, failure)
-            self._release(turn, None)
+            self._acknowledge_held(turn)
         elif await turn.acknowledged:
             if record.content:
                 record.path = ANSWER_PATH_ACTIVE
@@ -358,11 +393,12 @@ class Turns:
 
     async def drain(self, limit_s: float) -> None:
         """Wait for the turns under way, at most so long, and let go of the rest: the next start takes it up."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=limit_s)
+        tasks = self._tasks | {turn.task for turn in self._turns.values() if turn.task is not None}
+        if tasks:
+            await asyncio.wait(tasks, timeout=limit_s)
         for turn in self._turns.values():
             turn.orphan = False  # nothing is left to do for its timers
-        rest = list(self._tasks)
+        rest = [task for task in tasks if not task.done()]
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
@@ -393,11 +429,11 @@ class Turns:
         lost = self._turns.get(row.key)
         if lost is not None:  # another gateway had taken it over and died: what we knew of it is out of date
             self._abandon(lost)
-        turn = Turn(message, codec, time.monotonic(), row.key, row.lane, row)
+        turn = Turn(message, codec, time.monotonic(), row.key, row.lane, row, blocked=True)
         self._queue(turn)
         if row.state == InboxState.ACKNOWLEDGED:
-            self._acknowledge_at_once(turn)
-            turn.task = self._spawn(self._run(turn, blocked=True))
+            self._is_acknowledged(turn)
+            turn.task = self._spawn(self._run(turn))
         else:
             self._wait_for_repetition(turn)
 
@@ -413,7 +449,8 @@ class Turns:
         turn.arrived_at = arrived_at
         if turn.finished is not None and turn.finished.done():  # the conversation went on without it
             self._queue(turn)
-        turn.task = self._spawn(self._run(turn, blocked=False))
+        turn.blocked = False
+        turn.task = asyncio.current_task()
 
     def _let_pass(self, turn: Turn) -> None:
         if turn.orphan and turn.finished is not None and not turn.finished.done():
@@ -426,6 +463,13 @@ class Turns:
             telemetry.warning("turn_unconfirmed")
             self._inbox.finish(turn.key, InboxState.UNCONFIRMED, TurnRecord())
             self._finish(turn)
+
+
+async def _answer(held: HeldCallback, passive: bytes | None) -> None:
+    if passive is None:
+        held.acknowledge()
+    else:
+        await held.reply(passive)
 
 
 _PATHS = {ANSWER_PATH_UNSPECIFIED: "none", ANSWER_PATH_PASSIVE: "passive", ANSWER_PATH_ACTIVE: "active"}

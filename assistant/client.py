@@ -71,21 +71,29 @@ class Channel(grpc.aio.Channel):
         """
         repeatable = _repeatable(method)
 
-        async def call(request: object, timeout_s: float) -> Any:
+        async def call(request: object, *, timeout: float) -> Any:  # noqa: ASYNC109 - as stubs have it
             serialised = request if isinstance(request, bytes) else request_serializer(request)
             payload = wire.checked(method, "request", serialised)
-            attempts = _Attempts(repeatable, timeout_s)
+            replica = self._replicas.best()
+            if replica is None:
+                return response_deserializer(await persist(payload, _Attempts(repeatable, timeout)))
+            began_at = monotonic()
+            try:
+                return response_deserializer(await _ask(replica, method, payload, timeout))
+            except ServiceUnavailable as error:
+                attempts = _Attempts(repeatable, timeout + began_at - monotonic())
+                await attempts.again(error)
+            return response_deserializer(await persist(payload, attempts))
+
+        async def persist(payload: bytes, attempts: _Attempts) -> bytes:
             while True:
                 try:
-                    replica = self._replicas.best() or await self._replicas.pick(attempts.deadline, patient=repeatable)
-                    return response_deserializer(await replica.unary(method, payload, attempts.time_left_s()))
+                    replica = await self._replicas.pick(attempts.deadline, patient=repeatable)
+                    return await _ask(replica, method, payload, attempts.time_left_s())
                 except ServiceUnavailable as error:
                     await attempts.again(error)
 
-        def start(request: object, *, timeout: float) -> Any:
-            return call(request, timeout)
-
-        return start
+        return call
 
     def unary_stream(
         self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: object
@@ -165,6 +173,15 @@ class Channel(grpc.aio.Channel):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+async def _ask(replica: Replica, method: str, payload: bytes, time_left_s: float) -> bytes:
+    answer = replica.unary(method, payload, time_left_s)
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        replica.abandon(answer)
+        raise
 
 
 class _Attempts:

@@ -19,6 +19,7 @@ class Deadlines(Generic[K]):
 
     def __init__(self, strike: Callable[[K], None]) -> None:
         self._strike = strike
+        self._loop = asyncio.get_running_loop()
         self._keys: dict[int, list[K]] = {}
 
     def add(self, key: K, time_left_s: float) -> None:
@@ -27,7 +28,7 @@ class Deadlines(Generic[K]):
         keys = self._keys.get(tick)
         if keys is None:
             keys = self._keys[tick] = []
-            asyncio.get_running_loop().call_later(tick / _TICKS_PER_S - monotonic(), self._tick, tick)
+            self._loop.call_later(tick / _TICKS_PER_S - monotonic(), self._tick, tick)
         keys.append(key)
 
     def _tick(self, tick: int) -> None:

@@ -217,8 +217,9 @@ class Multiplexer:
 
     def __init__(self) -> None:
         self._requests = _Batches(ExchangeRequest)
-        self._waiting: dict[int, asyncio.Future[Result]] = {}
+        self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._deadlines = Deadlines(self._expire)
+        self._loop = asyncio.get_running_loop()
         self._last_id = 0
 
     def __len__(self) -> int:
@@ -238,9 +239,7 @@ class Multiplexer:
                 if response.serving_state:
                     tell(response.serving_state == SERVING_STATE_SERVING)
                 for result in response.results:
-                    future = self._waiting.pop(result.id, None)
-                    if future is not None and not future.done():
-                        future.set_result(result)
+                    self._end(result)
         finally:
             writer.cancel()
             call.cancel()
@@ -250,14 +249,26 @@ class Multiplexer:
         while True:
             await call.write(await self._requests.take())
 
+    def _end(self, result: Result) -> None:
+        future = self._waiting.pop(result.id, None)
+        if future is None or future.done():
+            return
+        if result.code:
+            future.set_exception(from_status(result.code, result.message, result.status))
+        else:
+            future.set_result(result.payload)
+
     def _fail(self) -> None:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(ServiceUnavailable("the connection broke before the answer"))
         self._waiting.clear()
 
-    async def call(self, method: str, payload: bytes, time_left_s: float, request_id: str) -> bytes:
-        """Run one operation and return its response. Raises AssistantError."""
+    def call(self, method: str, payload: bytes, time_left_s: float, request_id: str) -> "asyncio.Future[bytes]":
+        """Begin one operation: its response, or an AssistantError. Raises Overloaded.
+
+        Who stops waiting for it says so: `abandon`.
+        """
         if len(self._waiting) >= MAX_IN_FLIGHT:
             raise Overloaded(f"{MAX_IN_FLIGHT} calls wait for one server already")
         self._last_id = operation_id = self._last_id + 1
@@ -268,25 +279,24 @@ class Multiplexer:
             time_left_ms=max(1, int(time_left_s * 1000)),
             request_id=request_id,
         )
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[bytes] = self._loop.create_future()
         self._waiting[operation_id] = future
         self._deadlines.add(operation_id, time_left_s)
-        try:
-            result = await future
-        except asyncio.CancelledError:
-            self._abandon(operation_id)
-            raise
-        if result.code:
-            raise from_status(result.code, result.message, result.status)
-        return result.payload
+        return future
+
+    def abandon(self, future: "asyncio.Future[bytes]") -> None:
+        """Tell the server that nobody waits any longer, if it was still to answer."""
+        for operation_id, waiting in self._waiting.items():
+            if waiting is future:
+                self._forget(operation_id)
+                return
 
     def _expire(self, operation_id: int) -> None:
-        if future := self._abandon(operation_id):
-            future.set_exception(DeadlineExceeded())
+        if operation_id in self._waiting:
+            future = self._forget(operation_id)
+            if not future.done():
+                future.set_exception(DeadlineExceeded())
 
-    def _abandon(self, operation_id: int) -> asyncio.Future[Result] | None:
-        """Tell the server that nobody waits any longer, if it was still to answer."""
-        future = self._waiting.pop(operation_id, None)
-        if future is not None:
-            self._requests.to_add().cancelled_ids.append(operation_id)
-        return future if future is not None and not future.done() else None
+    def _forget(self, operation_id: int) -> "asyncio.Future[bytes]":
+        self._requests.to_add().cancelled_ids.append(operation_id)
+        return self._waiting.pop(operation_id)

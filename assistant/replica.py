@@ -84,10 +84,18 @@ class Replica:
     # --- Calls --------------------------------------------------------------------------------------------
 
     def unary(self, path: str, payload: bytes, time_left_s: float) -> Awaitable[bytes]:
-        """One call, in whichever way the server offers. Raises AssistantError."""
+        """Begin one call, in whichever way the server offers. What is returned raises AssistantError.
+
+        Who stops waiting for it says so: `abandon`.
+        """
         if self._mux is not None:
             return self._mux.call(path, payload, time_left_s, request_id.get())
         return self._plain(self._channel.unary_unary(path), payload, time_left_s)
+
+    def abandon(self, call: Awaitable[bytes]) -> None:
+        """Nobody waits for what `unary` returned any longer."""
+        if self._mux is not None and isinstance(call, asyncio.Future):
+            self._mux.abandon(call)
 
     async def client_streaming(self, path: str, payloads: AsyncIterator[bytes], time_left_s: float) -> bytes:
         """One call with a stream of requests. Raises AssistantError."""

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, cast
 
 from prometheus_client import Histogram
 
-from assistant import telemetry
-from assistant.api.message.v1.message_pb2 import InboundMessage
+from assistant import telemetry, wire
+from assistant.api.message.v1.message_pb2 import Account, InboundMessage, Member
 from assistant.api.nlp.v1.nlp_pb2 import Action, GenerateReplyRequest, GenerateReplyResponse, SkillResult
 from assistant.api.skill.v1.skill_pb2 import InvokeSkillRequest, ListSkillsRequest
 from assistant.errors import AssistantError, EngineUnavailable, UnknownSkill
 from gateway.conversations import Conversation
-from gateway.inbox import message_key
 
 if TYPE_CHECKING:
     from assistant.api.nlp.v1.nlp_pb2_grpc import NlpServiceAsyncStub
@@ -34,6 +33,7 @@ _SKILL_SECONDS = Histogram(
 _seconds = functools.cache(_SECONDS.labels)
 _skill_seconds = functools.cache(_SKILL_SECONDS.labels)
 _OK = "ok"
+_message = wire.part(GenerateReplyRequest, "message")
 
 
 @dataclass
@@ -53,68 +53,67 @@ class Engine:
         self._skills = skills
         self._timeout_s = timeout_s
         self._locale = locale
-        self._listed: dict[str, _Listed] = {}
-        self._listing: dict[str, asyncio.Lock] = {}
+        self._listed: dict[tuple[str, str, str], _Listed] = {}
+        self._listing: dict[tuple[str, str, str], asyncio.Lock] = {}
 
-    async def reply(self, message: InboundMessage, conversation: Conversation) -> GenerateReplyResponse:
-        """Answer one message. Raises what the engine fails with when it fails for good or time is over."""
+    async def reply(
+        self, turn_id: str, message: InboundMessage, body: bytes, conversation: Conversation
+    ) -> GenerateReplyResponse:
+        """Answer one message; `body` is it, serialised. Raises what the engine fails with for good or in the end."""
         deadline = time.monotonic() + self._timeout_s
         request = GenerateReplyRequest(
-            turn_id=message_key(message),
+            turn_id=turn_id,
             account=message.account,
             conversation=message.conversation,
-            message=message,
             state=conversation.state,
             locale=message.locale,
         )
-        skills = await self._skills_for(message, message.locale or self._locale)
-        # History and skills, most of the request, stay as they are kept: serialised. Parts that are joined are merged.
-        before = conversation.history() + skills
+        skills = await self._skills_for(message.account, message.locale or self._locale)
+        # History, skills and message, most of the request, stay as they are kept: serialised. Joined parts are merged.
+        fixed = conversation.history() + skills + _message(body)
         for _ in range(ROUNDS):
-            response = await self._ask(before + request.SerializeToString(), deadline)
+            response = await self._ask(fixed + request.SerializeToString(), deadline)
             if not response.actions:
                 return response
             for action in response.actions:
-                request.skill_results.append(await self._run(action, len(request.skill_results), request))
+                result = await self._run(action, len(request.skill_results), request, message.sender)
+                request.skill_results.append(result)
         raise EngineUnavailable(f"the engine still proposes actions after {ROUNDS} rounds")
 
     async def _ask(self, request: bytes, deadline: float) -> GenerateReplyResponse:
-        began_at = time.monotonic()
-        try:
-            response = await self._generate(cast("GenerateReplyRequest", request), deadline)
-        except AssistantError as error:
-            _seconds(error.reason).observe(time.monotonic() - began_at)
-            raise
-        _seconds(_OK).observe(time.monotonic() - began_at)
-        return response
-
-    async def _generate(self, request: GenerateReplyRequest, deadline: float) -> GenerateReplyResponse:
         """Ask until the engine can answer: it may still be loading, or its provider may be away for a moment."""
+        began_at = now = time.monotonic()
         pause_s = 0.05
         while True:
-            left_s = max(0.001, deadline - time.monotonic())
+            left_s = max(0.001, deadline - now)
             try:
-                return await self._nlp.GenerateReply(request, timeout=left_s)
-            except EngineUnavailable as error:
+                response = await self._nlp.GenerateReply(cast("GenerateReplyRequest", request), timeout=left_s)
+            except AssistantError as error:
                 pause_s = min(1.0, max(pause_s * 2, error.retry_after_s or 0.0))
-                if pause_s > left_s:
+                now = time.monotonic()
+                if not isinstance(error, EngineUnavailable) or pause_s > deadline - now:
+                    _seconds(error.reason).observe(now - began_at)
                     raise
+            else:
+                _seconds(_OK).observe(time.monotonic() - began_at)
+                return response
             await asyncio.sleep(pause_s)
+            now = time.monotonic()
 
-    async def _skills_for(self, message: InboundMessage, locale: str) -> bytes:
+    async def _skills_for(self, account: Account, locale: str) -> bytes:
         """The skills to offer. InvokeSkill decides who may use one; an unreachable skill service offers none."""
-        key = f"{message.account.channel}:{message.account.name}:{locale}"
+        key = (account.channel, account.name, locale)
         listed = self._listed.get(key)
         if listed is None or listed.until < time.monotonic():
             async with self._listing.setdefault(key, asyncio.Lock()):
                 listed = self._listed.get(key)
                 if listed is None or listed.until < time.monotonic():
-                    listed = await self._list(message, locale, listed)
+                    listed = await self._list(account, locale, listed)
                     self._listed[key] = listed
         return listed.skills
 
-    async def _list(self, message: InboundMessage, locale: str, known: _Listed | None) -> _Listed:
-        request = ListSkillsRequest(account=message.account, locale=locale)
+    async def _list(self, account: Account, locale: str, known: _Listed | None) -> _Listed:
+        request = ListSkillsRequest(account=account, locale=locale)
         try:
             response = await self._skills.ListSkills(request, timeout=_LIST_TIMEOUT_S)
         except AssistantError as error:
@@ -123,7 +122,7 @@ class Engine:
         skills = GenerateReplyRequest(skills=response.skills).SerializeToString()
         return _Listed(skills, time.monotonic() + _LIST_LIFETIME_S)
 
-    async def _run(self, action: Action, index: int, request: GenerateReplyRequest) -> SkillResult:
+    async def _run(self, action: Action, index: int, request: GenerateReplyRequest, sender: Member) -> SkillResult:
         invocation = InvokeSkillRequest(
             turn_id=request.turn_id,
             action_index=index,
@@ -131,7 +130,7 @@ class Engine:
             arguments=action.arguments,
             account=request.account,
             conversation=request.conversation,
-            sender=request.message.sender,
+            sender=sender,
             locale=request.locale or self._locale,
         )
         began_at = time.monotonic()

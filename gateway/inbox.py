@@ -1,7 +1,7 @@
 """The inbox: every callback's message, durable before anything is acknowledged, and how its turn ended."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -82,9 +82,12 @@ class Inbox:
         await self._rows.close()
         await self._journal.close()
 
-    async def admit(self, message: InboundMessage, state: InboxState) -> Admitted:
-        """Store a message, once. If it is there already, say how it stands and change nothing."""
-        return await self._rows.admit(message_key(message), lane_of(message), message.SerializeToString(), state)
+    def admit(self, key: str, lane: str, body: bytes, state: InboxState) -> Awaitable[Admitted]:
+        """Store a message, once: its key, its lane, and itself serialised.
+
+        If it is there already, say how it stands and change nothing.
+        """
+        return self._rows.admit(key, lane, body, state)
 
     async def adopt(self, key: str) -> Row | None:
         """Take over the turn of a repeated callback from whoever held the one before. None if it moved on."""

@@ -64,6 +64,8 @@ class Turn:
     """When its callback came; monotonic, in seconds."""
     key: str
     lane: str
+    body: bytes
+    """The message, serialised."""
     row: Row | None = None
     path: AnswerPath.ValueType = ANSWER_PATH_UNSPECIFIED
     """The claim. Set once."""
@@ -136,7 +138,8 @@ class Turns:
             _DUPLICATES.labels(message.account.channel).inc()
             await self._join(known, held, arrived_at, until)
             return
-        turn = Turn(message, codec, arrived_at, key, lane_of(message), task=asyncio.current_task())
+        body = message.SerializeToString()
+        turn = Turn(message, codec, arrived_at, key, lane_of(message), body, task=asyncio.current_task())
         given_before = await self._admit(turn)
         if turn.finished is None:
             await _answer(held, given_before)
@@ -217,10 +220,10 @@ class Turns:
 
     async def _store(self, turn: Turn) -> bytes | None:
         if not needs_answer(turn.message):
-            await self._inbox.admit(turn.message, InboxState.ANSWERED)
+            await self._inbox.admit(turn.key, turn.lane, turn.body, InboxState.ANSWERED)
             return None
         state = InboxState.RECEIVED if self._held < self._held_callbacks else InboxState.ACKNOWLEDGED
-        row, new, turn.blocked = await self._inbox.admit(turn.message, state)
+        row, new, turn.blocked = await self._inbox.admit(turn.key, turn.lane, turn.body, state)
         if not new:
             _DUPLICATES.labels(turn.message.account.channel).inc()
             if row.state == InboxState.RECEIVED:
@@ -327,7 +330,7 @@ class Turns:
     async def _think(self, turn: Turn, conversation: Conversation) -> tuple[TurnRecord, AssistantError | None]:
         record, failure, state = TurnRecord(), None, conversation.state
         try:
-            response = await self._engine.reply(turn.message, conversation)
+            response = await self._engine.reply(turn.key, turn.message, turn.body, conversation)
         except AssistantError as error:
             failure = error
             record.content.add().text.text = apology(turn.message.locale or self._locale)
@@ -429,7 +432,7 @@ class Turns:
         lost = self._turns.get(row.key)
         if lost is not None:  # another gateway had taken it over and died: what we knew of it is out of date
             self._abandon(lost)
-        turn = Turn(message, codec, time.monotonic(), row.key, row.lane, row, blocked=True)
+        turn = Turn(message, codec, time.monotonic(), row.key, row.lane, row.body, row, blocked=True)
         self._queue(turn)
         if row.state == InboxState.ACKNOWLEDGED:
             self._is_acknowledged(turn)

@@ -1,15 +1,19 @@
 """The journal: what a service has been told is durable when it is told so."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from functools import partial
 from typing import Any
+
+from prometheus_client import Gauge
 
 from assistant.errors import InvalidSetting
 from assistant.journal.migrations import migrate
 from assistant.journal.operation import Database, Operation, P, R
 from assistant.journal.sqlite import SqliteDatabase
 from assistant.journal.worker import Call, Worker
+
+_POSTED = Gauge("assistant_journal_posted_operations", "Posted operations that are not yet durable.")
 
 
 class Journal:
@@ -23,6 +27,7 @@ class Journal:
         self._database = database
         self._writer = Worker("writer", database, partial(database.connect, read_only=False))
         self._reader = Worker("reader", database, partial(database.connect, read_only=True))
+        _POSTED.set_function(self._writer.posted)
 
     @classmethod
     async def open(cls, url: str, migrations: Sequence[str]) -> "Journal":
@@ -46,14 +51,13 @@ class Journal:
         """An SQL expression: the database's time in seconds since 1970."""
         return self._database.clock
 
-    async def submit(self, operation: Operation[P, R], params: P) -> R:
-        """Run an operation; on return it is durable.
+    def submit(self, operation: Operation[P, R], params: P) -> Awaitable[R]:
+        """Run an operation; once this is awaited, it is durable.
 
         Raises StorageUnavailable if nothing was stored. (If the connection to PostgreSQL breaks during the
         commit, it may have been stored: submit what can be repeated.)
         """
-        result: R = (await self._writer.submit(((operation, params),)))[0]
-        return result
+        return self._writer.submit_one(operation, params)
 
     async def submit_all(self, calls: Sequence[Call]) -> list[Any]:
         """Run operations in one transaction: all are stored, or none. Raises as `submit` does."""
@@ -71,10 +75,9 @@ class Journal:
         """Return when all that was posted is durable. Raises StorageUnavailable; what was posted is kept."""
         await self._writer.flush()
 
-    async def query(self, operation: Operation[P, R], params: P) -> R:
+    def query(self, operation: Operation[P, R], params: P) -> Awaitable[R]:
         """Run an operation that only reads, beside the writer. Raises StorageUnavailable."""
-        result: R = (await self._reader.submit(((operation, params),)))[0]
-        return result
+        return self._reader.submit_one(operation, params)
 
     async def close(self) -> None:
         """Store what is pending and let go of the database."""

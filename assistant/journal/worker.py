@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 
 from assistant import telemetry
 from assistant.errors import AssistantError, StorageUnavailable
-from assistant.journal.operation import Connection, Database, Operation
+from assistant.journal.operation import Connection, Database, Operation, P, R
 
 _MOST_OPERATIONS = 256
 _MOST_POSTED = 100_000
@@ -39,7 +39,6 @@ _SECONDS = Histogram(
     buckets=[0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3],
 )
 _FAILURES = Counter("assistant_journal_failures", "Transactions that the database did not take.", ["worker"])
-_POSTED = Gauge("assistant_journal_posted_operations", "Posted operations that are not yet durable.")
 _REFUSED = Counter("assistant_journal_refused_operations", "Posted operations that failed and were given up.")
 
 Call = tuple[Operation[Any, Any], Any]
@@ -48,11 +47,13 @@ Call = tuple[Operation[Any, Any], Any]
 class _Submission:
     """Calls that share a transaction by their caller's will, and who waits for them."""
 
-    __slots__ = ("calls", "error", "future", "results")
+    __slots__ = ("calls", "error", "future", "one", "results")
 
-    def __init__(self, calls: Sequence[Call], future: asyncio.Future[list[Any]] | None) -> None:
+    def __init__(self, calls: Sequence[Call], future: asyncio.Future[Any] | None, *, one: bool = False) -> None:
         self.calls = calls
         self.future = future
+        self.one = one
+        """Whether the future's result is that of the only call, not a list."""
         self.results: list[Any] = []
         self.error: Exception | None = None
 
@@ -84,11 +85,19 @@ class Worker:
 
     def submit(self, calls: Sequence[Call]) -> asyncio.Future[list[Any]]:
         """Run the calls in the next transaction; their results, once it is durable."""
-        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        return self._submit(_Submission(calls, self._loop.create_future()))
+
+    def submit_one(self, operation: Operation[P, R], params: P) -> asyncio.Future[R]:
+        """Run one call in the next transaction; its result, once it is durable."""
+        return self._submit(_Submission(((operation, params),), self._loop.create_future(), one=True))
+
+    def _submit(self, submission: _Submission) -> asyncio.Future[Any]:
+        future = submission.future
+        assert future is not None  # noqa: S101 - somebody waits for it
         if self._stopping:
             future.set_exception(StorageUnavailable("the journal is closed"))
         else:
-            self._waiting.put(_Submission(calls, future))
+            self._waiting.put(submission)
         return future
 
     def post(self, calls: Sequence[Call]) -> None:
@@ -97,11 +106,14 @@ class Worker:
             raise StorageUnavailable("the journal is closed")
         if len(self._posted) >= _MOST_POSTED:
             raise StorageUnavailable(f"{_MOST_POSTED} operations wait for the database already", retry_after_s=1.0)
-        _POSTED.inc()
         self._posted_count += 1
         self._posted.append(_Submission(calls, None))
         if len(self._posted) == 1:
             self._waiting.put(None)
+
+    def posted(self) -> int:
+        """How many posted submissions are not yet durable."""
+        return len(self._posted)
 
     async def flush(self) -> None:
         """Return when all that was posted before is settled. Raises StorageUnavailable."""
@@ -182,7 +194,6 @@ class Worker:
                     "journal_post_refused", submission.error, operations=[call[0].name for call in submission.calls]
                 )
         self._settled_count += len(posted)
-        _POSTED.dec(len(posted))
         return True
 
     def _commit(self, submissions: list[_Submission]) -> None:
@@ -238,7 +249,6 @@ class Worker:
     def _give_up(self) -> None:
         """The process ends, and the database does not take what was posted."""
         telemetry.error("journal_posts_lost", operations=len(self._posted))
-        _POSTED.dec(len(self._posted))
         self._posted.clear()
 
 
@@ -262,6 +272,6 @@ def _resolve(submissions: list[_Submission]) -> None:
         if future is None or future.done():
             continue
         if submission.error is None:
-            future.set_result(submission.results)
+            future.set_result(submission.results[0] if submission.one else submission.results)
         else:
             future.set_exception(submission.error)

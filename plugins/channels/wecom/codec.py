@@ -11,7 +11,6 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from google.protobuf.struct_pb2 import Struct
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from assistant import plugin, xml
 from assistant.api.message.v1.message_pb2 import (
@@ -33,17 +32,16 @@ from assistant.api.message.v1.message_pb2 import (
     Link,
     Location,
     Media,
-    Member,
     MenuClick,
     OtherEvent,
     Scan,
     Text,
-    Unknown,
 )
 from assistant.errors import MalformedPayload, ReceiverMismatch
 from assistant.plugin import HttpBody
 from plugins.channels.wecom import CodecSettings
 
+_DIRECT = Conversation(kind=CONVERSATION_KIND_DIRECT)
 _MAX_TEXT_BYTES = 2048
 _MAX_ARTICLES = 8
 _MAX_ROWS = 6
@@ -63,6 +61,7 @@ class Codec(plugin.Codec):
     def __init__(self, account: Account, settings: CodecSettings) -> None:
         self._account = account
         self._settings = settings
+        self._from = f"<FromUserName>{_cdata(settings.corpid)}</FromUserName>"
 
     def parse(self, payload: bytes) -> InboundMessage:
         """Read a message or an event. Events have no id of the platform: theirs is made of what tells them apart."""
@@ -70,15 +69,18 @@ class Codec(plugin.Codec):
         self._check_receiver(document)
         member = _required(document, "FromUserName")
         kind = _required(document, "MsgType")
-        is_event = kind == "event"
-        return InboundMessage(
-            account=self._account,
-            message_id=_event_id(document) if is_event else _required(document, "MsgId"),
-            conversation=Conversation(id=member, kind=CONVERSATION_KIND_DIRECT),
-            sender=Member(id=member),
-            sent_at=_time(_required(document, "CreateTime")),
-            content=[Content(event=_event(document)) if is_event else _MESSAGES.get(kind, _unknown)(document)],
-        )
+        # Filled in, not put together from parts: each part would be copied into the whole.
+        message = InboundMessage(account=self._account, conversation=_DIRECT)
+        message.conversation.id = message.sender.id = member
+        message.sent_at.seconds = _seconds(_required(document, "CreateTime"))
+        content = message.content.add()
+        if kind == "event":
+            message.message_id = _event_id(document)
+            content.event.MergeFrom(_event(document))
+        else:
+            message.message_id = _required(document, "MsgId")
+            _MESSAGES.get(kind, _unknown)(document, content)
+        return message
 
     def format(self, message: InboundMessage, content: Sequence[Content]) -> bytes | None:
         """Write a passive reply: one text of at most 2,048 bytes, picture, recording, film or list of links.
@@ -88,12 +90,10 @@ class Codec(plugin.Codec):
         reply = _reply(message, content)
         if reply is None:
             return None
-        header = {
-            "ToUserName": message.sender.id,
-            "FromUserName": self._settings.corpid,
-            "CreateTime": message.sent_at.seconds,
-        }
-        return _write("xml", header | reply).encode()
+        return (
+            f"<xml><ToUserName>{_cdata(message.sender.id)}</ToUserName>{self._from}"
+            f"<CreateTime>{message.sent_at.seconds}</CreateTime>{_inner(reply)}</xml>"
+        ).encode()
 
     def _check_receiver(self, document: Element) -> None:
         """Two applications may have been given the same address by mistake."""
@@ -134,10 +134,10 @@ def _number(element: Element, name: str, default: str = "") -> float:
     return number
 
 
-def _time(seconds: str) -> Timestamp:
+def _seconds(seconds: str) -> int:
     if not (seconds.isascii() and seconds.isdigit() and len(seconds) <= 12 and int(seconds) <= _LAST_SECOND):
         raise MalformedPayload("CreateTime of the message is not a number of seconds")
-    return Timestamp(seconds=int(seconds))
+    return int(seconds)
 
 
 def _child(element: Element, name: str) -> Element:
@@ -150,42 +150,40 @@ def _child(element: Element, name: str) -> Element:
 # --- Messages (90239) -------------------------------------------------------------------------------------
 
 
-def _text(document: Element) -> Content:
-    return Content(text=Text(text=document.findtext("Content", ""), format=TEXT_FORMAT_PLAIN))
+def _text(document: Element, content: Content) -> None:
+    content.text.text = document.findtext("Content", "")
+    content.text.format = TEXT_FORMAT_PLAIN
 
 
-def _image(document: Element) -> Content:
-    return Content(image=Media(media_id=_required(document, "MediaId"), url=document.findtext("PicUrl", "")))
+def _image(document: Element, content: Content) -> None:
+    content.image.media_id = _required(document, "MediaId")
+    content.image.url = document.findtext("PicUrl", "")
 
 
-def _voice(document: Element) -> Content:
-    coding = document.findtext("Format", "")
-    media_type = f"audio/{coding.lower()}" if coding else ""
-    return Content(voice=Media(media_id=_required(document, "MediaId"), media_type=media_type))
+def _voice(document: Element, content: Content) -> None:
+    content.voice.media_id = _required(document, "MediaId")
+    if coding := document.findtext("Format", ""):
+        content.voice.media_type = f"audio/{coding.lower()}"
 
 
-def _video(document: Element) -> Content:
-    thumbnail = document.findtext("ThumbMediaId", "")
-    return Content(video=Media(media_id=_required(document, "MediaId"), thumbnail_media_id=thumbnail))
+def _video(document: Element, content: Content) -> None:
+    content.video.media_id = _required(document, "MediaId")
+    content.video.thumbnail_media_id = document.findtext("ThumbMediaId", "")
 
 
-def _location(document: Element) -> Content:
-    return Content(location=_place(document))
+def _location(document: Element, content: Content) -> None:
+    content.location.CopyFrom(_place(document))
 
 
-def _link(document: Element) -> Content:
-    return Content(
-        link=Link(
-            title=document.findtext("Title", ""),
-            description=document.findtext("Description", ""),
-            url=document.findtext("Url", ""),
-            image_url=document.findtext("PicUrl", ""),
-        )
-    )
+def _link(document: Element, content: Content) -> None:
+    content.link.title = document.findtext("Title", "")
+    content.link.description = document.findtext("Description", "")
+    content.link.url = document.findtext("Url", "")
+    content.link.image_url = document.findtext("PicUrl", "")
 
 
-def _unknown(document: Element) -> Content:
-    return Content(unknown=Unknown(name=_required(document, "MsgType")))
+def _unknown(document: Element, content: Content) -> None:
+    content.unknown.name = _required(document, "MsgType")
 
 
 def _place(element: Element) -> Location:
@@ -197,7 +195,7 @@ def _place(element: Element) -> Location:
     )
 
 
-_MESSAGES: Mapping[str, Callable[[Element], Content]] = {
+_MESSAGES: Mapping[str, Callable[[Element, Content], None]] = {
     "text": _text,
     "image": _image,
     "voice": _voice,
@@ -397,18 +395,20 @@ def _template(card: Card) -> dict[str, Any]:
     return template
 
 
-def _write(name: str, value: object) -> str:
-    """One element, or one for each value of a list."""
-    match value:
-        case list():
-            return "".join(_write(name, each) for each in value)
-        case dict():
-            inner = "".join(_write(child, each) for child, each in value.items())
-        case int():
-            inner = str(value)
-        case _:
-            inner = _cdata(str(value))
-    return f"<{name}>{inner}</{name}>"
+def _inner(fields: Mapping[str, object]) -> str:
+    """What stands between the tags of an element with these fields; a list is one element for each value."""
+    written = []
+    for name, value in fields.items():
+        for each in value if isinstance(value, list) else (value,):
+            match each:
+                case str():
+                    text = _cdata(each)
+                case dict():
+                    text = _inner(each)
+                case _:
+                    text = str(each)
+            written.append(f"<{name}>{text}</{name}>")
+    return "".join(written)
 
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -25,6 +26,7 @@ from assistant.server import Call, Server
 from gateway.conversations import Conversations
 from gateway.delivery import Delivery
 from gateway.engine import Engine
+from gateway.held import HeldCallback
 from gateway.inbox import MIGRATIONS, Inbox
 from gateway.turns import Turns
 
@@ -136,13 +138,48 @@ class Life:
     inbox: Inbox
     turns: Turns
     codec: Codec
+    taking: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def say(self, text: str, *, number: str = "1", member: str = "zhang", budget_s: float = 4.0) -> str | None:
         """One callback: what its HTTP answer says, None for an empty acknowledgement."""
-        inbound = message(text, number=number, member=member)
-        payload = await self.turns.answer(inbound, self.codec, time.monotonic(), budget_s)
-        self.turns.handed_out(inbound)
-        return None if payload is None else payload.decode()
+        return await self.take(message(text, number=number, member=member), budget_s=budget_s)
+
+    async def take(
+        self, inbound: InboundMessage, *, budget_s: float = 4.0, connection: "asyncio.Event | None" = None
+    ) -> str | None:
+        """The same for any message. `connection`, once set, is one that broke."""
+        callback = Callback(connection or asyncio.Event())
+        taking = asyncio.create_task(
+            self.turns.take(inbound, self.codec, cast("HeldCallback", callback), time.monotonic(), budget_s)
+        )
+        await asyncio.wait([taking, callback.answer], return_when=asyncio.FIRST_COMPLETED)
+        if taking.done() and not taking.cancelled():
+            taking.result()
+        self.taking.add(taking)  # its turn goes on
+        taking.add_done_callback(self.taking.discard)
+        return await callback.answer
+
+
+class Callback:
+    """What a held callback is to a turn, without HTTP and keys."""
+
+    def __init__(self, broken: asyncio.Event) -> None:
+        self.answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._broken = broken
+
+    @property
+    def is_open(self) -> bool:
+        return not (self.answer.done() or self._broken.is_set())
+
+    async def reply(self, payload: bytes) -> None:
+        self._answer(payload.decode())
+
+    def acknowledge(self) -> None:
+        self._answer(None)
+
+    def _answer(self, said: str | None) -> None:
+        if not self.answer.done():
+            self.answer.set_result(said)
 
 
 @dataclass

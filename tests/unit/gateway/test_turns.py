@@ -1,14 +1,13 @@
 """Turns: which way an answer goes, in what order, and what a crash leaves of it."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from assistant.api.message.v1.message_pb2 import Account, InboundMessage
 from assistant.api.reply.v1.reply_pb2 import DELIVERY_STATE_DELIVERED, DELIVERY_STATE_PENDING
 from assistant.errors import EngineUnavailable
-from gateway.inbox import InboxState
+from gateway.inbox import InboxState, lane_of
 
 if TYPE_CHECKING:
     from conftest import House, Life
@@ -58,6 +57,20 @@ async def test_an_answer_that_does_not_fit_is_delivered_actively(house: "House")
         assert await life.say("long one") is None
         await until(lambda: house.reply.delivered)
     assert house.reply.delivered[KEY][0].startswith("re: long one")
+
+
+async def test_an_answer_whose_connection_broke_is_delivered_actively(house: "House") -> None:
+    """The platform may have tried for the last time: what cannot be answered any more is owed by the API."""
+    async with house.life() as life:
+        broken = asyncio.Event()
+        lost = asyncio.create_task(life.take(_inbound("slow 0.2"), connection=broken))
+        await until(lambda: house.engine.requests)
+        broken.set()
+        await until_state(life, InboxState.ANSWERED)
+        assert house.reply.delivered == {KEY: ["re: slow 0.2"]}
+        assert await life.say("slow 0.2") is None
+        await lost
+    assert list(house.reply.delivered) == [KEY]
 
 
 async def test_nothing_to_say_is_acknowledged(house: "House") -> None:
@@ -153,7 +166,7 @@ async def test_what_needs_no_answer_is_recorded(house: "House") -> None:
     async with house.life() as life:
         event = InboundMessage(account=Account(channel="plain", name="default"), message_id="1")
         event.content.add().event.location.latitude = 23.1
-        assert await life.turns.answer(event, life.codec, time.monotonic(), 4.0) is None
+        assert await life.take(event) is None
         assert await state_of(life) == InboxState.ANSWERED
     assert house.engine.requests == []
 
@@ -205,8 +218,8 @@ async def test_an_engine_that_goes_in_circles_is_stopped(house: "House") -> None
 async def broken_off(house: "House", text: str, state: InboxState) -> None:
     """Leave a message in the inbox as a gateway does that is killed in the middle of its turn."""
     async with house.life() as life:
-        from_codec = life.codec.parse(_inbound(text).SerializeToString())
-        await life.inbox.admit(from_codec, state)
+        inbound = _inbound(text)
+        await life.inbox.admit(KEY, lane_of(inbound), inbound.SerializeToString(), state)
 
 
 def _inbound(text: str) -> InboundMessage:

@@ -1,7 +1,7 @@
 """Many unary calls on one stream, in batches of whatever is waiting.
 
-A unary gRPC call costs Python some 300 us; an operation in a batch a tenth of that. Nothing ever waits for a
-batch to fill: while one is written, the next one gathers. Used by server.py and client.py, and seen by
+A unary gRPC call costs Python some 300 us; an operation in a batch a tenth of that. Nothing waits for a batch to
+fill where nothing is under way: the next one gathers while the last is written and answered. Used by server.py and client.py, and seen by
 nobody else. The protocol: protos/assistant/api/mux/v1/mux.proto.
 """
 
@@ -47,6 +47,11 @@ _BATCH_ITEMS = 256
 _BATCH_BYTES = 256 << 10
 MAX_IN_FLIGHT = 10_000
 """Operations of one stream at once."""
+_PATIENCE_S = 0.002
+"""While a server has operations of ours, more of them gather until it answers any, at most so long.
+
+A batch costs as much as ten operations. One that waits for a slow engine must not keep the others.
+"""
 
 M = TypeVar("M", bound=Message)
 
@@ -220,6 +225,7 @@ class Multiplexer:
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._deadlines = Deadlines(self._expire)
         self._loop = asyncio.get_running_loop()
+        self._answered = asyncio.Event()
         self._last_id = 0
 
     def __len__(self) -> int:
@@ -240,6 +246,7 @@ class Multiplexer:
                     tell(response.serving_state == SERVING_STATE_SERVING)
                 for result in response.results:
                     self._end(result)
+                self._answered.set()
         finally:
             writer.cancel()
             call.cancel()
@@ -247,7 +254,13 @@ class Multiplexer:
 
     async def _write(self, call: Any) -> None:
         while True:
-            await call.write(await self._requests.take())
+            batch = await self._requests.take()
+            self._answered.clear()
+            await call.write(batch)
+            if self._waiting:
+                patience = self._loop.call_later(_PATIENCE_S, self._answered.set)
+                await self._answered.wait()
+                patience.cancel()
 
     def _end(self, result: Result) -> None:
         future = self._waiting.pop(result.id, None)

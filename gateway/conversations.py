@@ -5,11 +5,13 @@ lately is kept in memory, unless other gateways write to the same inbox.
 """
 
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 
 from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from assistant.api.message.v1.message_pb2 import InboundMessage
-from assistant.api.nlp.v1.nlp_pb2 import ROLE_ASSISTANT, ROLE_MEMBER, GenerateReplyRequest
+from assistant.api.message.v1.message_pb2 import Content, InboundMessage
+from assistant.api.nlp.v1.nlp_pb2 import ROLE_ASSISTANT, ROLE_MEMBER, GenerateReplyRequest, Role
 from assistant.api.storage.v1.storage_pb2 import TurnRecord
 from gateway.inbox import Inbox
 
@@ -37,12 +39,19 @@ class Conversation:
             self._turns.clear()
         elif self._turns.maxlen:
             turn = GenerateReplyRequest()
-            turn.history.add(role=ROLE_MEMBER, content=message.content, said_at=message.sent_at)
+            _add(turn, ROLE_MEMBER, message.content, message.sent_at)
             if record.content:
-                turn.history.add(role=ROLE_ASSISTANT, content=record.content, said_at=record.answered_at)
+                _add(turn, ROLE_ASSISTANT, record.content, record.answered_at)
             self._turns.append(turn.SerializeToString())
         self.state = record.state if record.HasField("state") else None
         self.last_delivery = record.request_id
+
+
+def _add(request: GenerateReplyRequest, role: "Role.ValueType", content: Iterable[Content], said_at: Timestamp) -> None:
+    entry = request.history.add()
+    entry.role = role
+    entry.content.MergeFrom(content)
+    entry.said_at.MergeFrom(said_at)
 
 
 class Conversations:

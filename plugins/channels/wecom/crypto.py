@@ -12,7 +12,6 @@ from hashlib import sha1
 from urllib.parse import unquote
 
 from Crypto.Cipher import AES
-from Crypto.Util.strxor import strxor
 
 from assistant import plugin, xml
 from assistant.errors import (
@@ -54,7 +53,7 @@ class Key:
     def __init__(self, token: str, aes: bytes) -> None:
         self.token = token
         self._iv = self._last = aes[:_CIPHER_BLOCK_BYTES]
-        self._to_iv = AES.new(aes, AES.MODE_ECB).decrypt(self._iv)
+        self._to_iv = int.from_bytes(AES.new(aes, AES.MODE_ECB).decrypt(self._iv))
         self._decryptor = AES.new(aes, AES.MODE_CBC, self._iv)
         self._encryptor = AES.new(aes, AES.MODE_CBC, self._iv)
 
@@ -64,7 +63,7 @@ class Key:
 
     def encrypt(self, plain: bytes) -> bytes:
         """The block in front encrypts to the IV, whatever was encrypted last."""
-        lead = strxor(self._to_iv, self._last)
+        lead = (self._to_iv ^ int.from_bytes(self._last)).to_bytes(_CIPHER_BLOCK_BYTES)
         ciphertext = self._encryptor.encrypt(lead + plain)[_CIPHER_BLOCK_BYTES:]
         self._last = ciphertext[-_CIPHER_BLOCK_BYTES:]
         return ciphertext

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from conftest import House
 
 CHANNEL = "loopback"
+IDLE_S = 1
+"""How long a connection may be idle here."""
 
 
 class Crypto:
@@ -119,7 +121,12 @@ async def gateways(house: "House", credentials: dict[str, Any]) -> AsyncIterator
 @asynccontextmanager
 async def _serving(app: FlaskOnLoop, socket: str, *, past: bool) -> AsyncIterator[None]:
     """What gunicorn's worker does, with its own kind of connection or with uvicorn's."""
-    options = {**Worker.CONFIG_KWARGS, "http": Connection if past else HttpToolsProtocol, "loop": "none"}
+    options = {
+        **Worker.CONFIG_KWARGS,
+        "http": Connection if past else HttpToolsProtocol,
+        "loop": "none",
+        "timeout_keep_alive": IDLE_S,
+    }
     server = uvicorn.Server(uvicorn.Config(app, uds=socket, log_config=None, **options))
     serving = asyncio.create_task(server.serve())
     while not server.started:
@@ -246,6 +253,16 @@ async def test_a_connection_is_closed_where_the_client_wants_it(gateways: Gatewa
         assert headers[b"connection"] == b"close"
         assert member.read_reply(body) == "re: hello"
         assert await client.reader.read() == b""
+
+
+async def test_an_idle_connection_is_closed_and_a_busy_one_is_not(gateways: Gateways, member: Any) -> None:
+    """A callback is held for longer than a connection may be idle; after its answer the connection ends by itself."""
+    async with gateways.client() as client:
+        for text in ("quick", f"slow {IDLE_S / 2}", f"slow {IDLE_S * 1.5}"):
+            callback = member.callback(text, "zhang")[0]
+            assert member.read_reply((await client.send("POST", f"/{CHANNEL}", callback))[2]) == f"re: {text}"
+        async with asyncio.timeout(30):
+            assert await client.reader.read() == b""
 
 
 async def test_a_body_that_is_too_large_is_not_read_to_its_end(gateways: Gateways) -> None:

@@ -1,8 +1,8 @@
 """Many unary calls on one stream, in batches of whatever is waiting.
 
 A unary gRPC call costs Python some 300 us; an operation in a batch a tenth of that. Nothing waits for a batch to
-fill where nothing is under way: the next one gathers while the last is written and answered. Used by server.py and client.py, and seen by
-nobody else. The protocol: protos/assistant/api/mux/v1/mux.proto.
+fill where nothing is under way: the next one gathers while the last is written and answered. Used by server.py and
+client.py, and seen by nobody else. The protocol: protos/assistant/api/mux/v1/mux.proto.
 """
 
 import asyncio

@@ -6,7 +6,6 @@ streamed requests the first argument is an async iterator. AssistantErrors trave
 """
 
 import asyncio
-import gc
 import signal
 from collections.abc import AsyncIterator, Coroutine
 from http.server import ThreadingHTTPServer
@@ -19,7 +18,7 @@ import uvloop
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
-from assistant import telemetry, wire
+from assistant import garbage, telemetry, wire
 from assistant.access import Access, Callers
 from assistant.dispatch import DEFAULT_TIMEOUT_S, Call, Method, Servicers
 from assistant.errors import AssistantError, InvalidSetting, to_status
@@ -119,8 +118,7 @@ async def serve(server: Server) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with server:
-        gc.collect()
-        gc.freeze()  # what lives now lives as long as the process: the collector need not look at it again
+        garbage.settle()
         telemetry.info("serving", port=server.port)
         await stopping.wait()
         telemetry.info("stopping")

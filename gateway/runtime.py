@@ -5,7 +5,6 @@ It is made on the event loop of a worker, never before the fork: no connection s
 
 import asyncio
 import contextlib
-import gc
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any
 
 from prometheus_client import Gauge
 
-from assistant import telemetry
+from assistant import garbage, telemetry
 from assistant.api.crypto.v1.crypto_pb2_grpc import CryptoServiceStub
 from assistant.api.message.v1.message_pb2 import Account
 from assistant.api.nlp.v1.nlp_pb2_grpc import NlpServiceStub
@@ -93,8 +92,7 @@ class Gateway:
             asyncio.create_task(gateway._every(_COUNT_EVERY_S, gateway._count)),
             asyncio.create_task(gateway._every(_PURGE_EVERY_S, gateway._purge)),
         ]
-        gc.collect()
-        gc.freeze()  # what lives now lives as long as the process: the collector need not look at it again
+        garbage.settle()
         telemetry.info("gateway_started", accounts=len(gateway.codecs))
         return gateway
 

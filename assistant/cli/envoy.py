@@ -93,7 +93,7 @@ class Collector:
     """The share of requests to trace, 0 to 1."""
     headers: Mapping[str, str]
     authorities: Path | None
-    """Of a collector with TLS: whose certificates it may show. None: those that this machine trusts."""
+    """Of a collector with TLS: whose certificates it may show. None: the public ones."""
 
     @classmethod
     def configured(cls, environ: Mapping[str, str] = os.environ) -> "Collector | None":
@@ -194,9 +194,11 @@ def _transport(collector: Collector) -> dict[str, Any]:
     if where.scheme == "http":
         plain = {"@type": f"{sockets}.raw_buffer.v3.RawBuffer"}
         return {"name": "envoy.transport_sockets.raw_buffer", "typed_config": plain}
-    trusted = {"trusted_ca": {"filename": str(collector.authorities)}} if collector.authorities else None
+    import certifi  # comes with what tracing needs; the services, too, trust what it lists
+
     named = [{"san_type": "DNS", "matcher": {"exact": where.hostname}}]
-    validation = {**(trusted or {"system_root_certs": {}}), "match_typed_subject_alt_names": named}
+    trusted = {"filename": str(collector.authorities or certifi.where())}
+    validation = {"trusted_ca": trusted, "match_typed_subject_alt_names": named}
     context = {
         "@type": f"{sockets}.tls.v3.UpstreamTlsContext",
         "sni": where.hostname,

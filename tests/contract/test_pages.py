@@ -26,6 +26,31 @@ def test_every_cited_test_exists() -> None:
         assert name in names, f"{file}::{name}"
 
 
+@pytest.mark.parametrize("name", ["docs/operations.md", "docs/operations.zh-CN.md"])
+def test_every_alert_has_its_entry(name: str) -> None:
+    """Whoever is paged finds the alert by its name, with what to look at first and what mends it."""
+    rules = (ROOT / "deploy" / "prometheus" / "rules.yml").read_text("utf-8")
+    alerts = dict(re.findall(r"- alert: (\w+)\n.*?severity: (\w+)", rules, re.DOTALL))
+    entries = dict(
+        re.findall(r"^### ([A-Z]\w+)\n\n(.*?)(?=^##)", (ROOT / name).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    )
+    assert [alert for alert in alerts if alert not in entries] == []
+    for alert, severity in alerts.items():
+        assert entries[alert].lower().startswith(f"*{severity}"), alert
+        assert entries[alert].count("\n- **") == 2, alert
+
+
+@pytest.mark.parametrize("name", ["docs/operations.md", "docs/operations.zh-CN.md"])
+def test_links_within_the_guide_lead_somewhere(name: str) -> None:
+    """Every `#anchor` is a heading, as GitHub names it."""
+    text = (ROOT / name).read_text("utf-8")
+    headings = {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+    assert {anchor for anchor in re.findall(r"\]\(#([^)]+)\)", text) if anchor not in headings} == set()
+
+
 @pytest.mark.parametrize("name", ["SECURITY", "docs/operations", "docs/observability"])
 def test_both_languages_have_the_same_parts(name: str) -> None:
     """The same headings, tables of the same length, and in SECURITY the same tests."""

@@ -25,6 +25,7 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Span, SpanKind, StatusCode
 
 from assistant.errors import AssistantError
+from assistant.tracing import TRACEPARENT
 
 _CLOSE_WITHIN_S = 2.0
 _TRACEPARENT = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")  # twice as fast as the library

@@ -86,12 +86,12 @@ def test_a_passive_answer_is_one_trace(traced: Any, collector: Any) -> None:
         **call("nlp_svc", f"{SKILLS}/ListSkills"),
         **call("nlp_svc", f"{NLP}/GenerateReply"),
         **call("nlp_svc", f"{SKILLS}/InvokeSkill"),
+        **call("crypto_svc", f"{CRYPTO}/SealReply"),
     }
     expected = {
         "gateway POST /wecom": {
             **call("crypto_svc", f"{CRYPTO}/OpenCallback"),
             "gateway turn": turns,
-            **call("crypto_svc", f"{CRYPTO}/SealReply"),
         }
     }
     assert collector.until(lambda spans: (found := whole(spans, turn)) and found[1] == expected and found)

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from opentelemetry import trace
 
 from assistant import tracing
 from assistant.api.crypto.v1 import crypto_pb2
@@ -16,6 +17,7 @@ from assistant.api.crypto.v1.crypto_pb2_grpc import CryptoServiceStub
 from assistant.client import connect
 from assistant.errors import InvalidSetting, SignatureMismatch
 from assistant.server import Call, Server
+from gateway.loop import Answer, FutureExchange
 
 CRYPTO = crypto_pb2.DESCRIPTOR.services_by_name["CryptoService"]
 OPEN = "assistant.api.crypto.v1.CryptoService/OpenCallback"
@@ -121,6 +123,38 @@ async def test_a_foreign_service_is_told_by_metadata(tracer: Any) -> None:
     version, trace_id, span_id, flags = told[0]["traceparent"].split("-")
     assert (version, trace_id, flags) == ("00", TRACE, "01")
     assert span_id != CALLER
+
+
+class Hung(FutureExchange):
+    """Whoever asked has gone."""
+
+    @property
+    def is_open(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("exchange", "status", "error"),
+    [(FutureExchange, 200, ""), (FutureExchange, 401, ""), (FutureExchange, 503, "503"), (Hung, 200, "disconnected")],
+)
+async def test_an_exchange_is_a_span_until_it_is_answered(
+    exchange: type[FutureExchange], status: int, error: str, tracer: Any, collector: Any
+) -> None:
+    """It ends with the answer, whatever is still done afterwards; our own failures are marked, and who went away."""
+    ended: list[bool] = []
+
+    async def take(query: str, headers: list[tuple[bytes, bytes]], body: bytes, asked: Any) -> None:
+        asked.respond(Answer(b"", "text/plain", status))
+        ended.append(not trace.get_current_span().is_recording())
+
+    headers = [(b"traceparent", KEPT.encode()), (b"x-request-id", b"r-1")]
+    await tracer.taking(take, "POST", {"http.route": "/loopback"})("", headers, b"", exchange())
+    assert ended == [exchange is FutureExchange]
+    tracing.stop()
+    (span,) = collector.spans
+    assert (span.name, span.kind, span.trace_id, span.parent_id) == ("POST /loopback", "server", TRACE, CALLER)
+    assert (span.error, span.attributes["http.request.header.x-request-id"]) == (error, "r-1")
+    assert span.attributes.get("http.response.status_code") == (status if exchange is FutureExchange else None)
 
 
 CALL = """

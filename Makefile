@@ -32,8 +32,8 @@ certs: $(VENV)/.runtime proto ## Make certificates for mutual TLS, or renew thos
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# What it takes to run from a checkout: runtime.lock is for images, proto.lock adds what generates assistant/api,
-# dev.lock what checks and tests. Each contains the one before.
+# What it takes to run from a checkout: runtime.lock is what services need, proto.lock adds what generates assistant/api,
+# dev.lock what checks and tests. Each contains the one before. otel.lock is runtime.lock with tracing: for images.
 $(VENV)/.runtime: requirements/proto.lock pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/proto.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
@@ -56,7 +56,7 @@ bench: $(VENV)/.dev proto ## Speed beside peers, in one run; takes about 8 minut
 
 lock: | $(BIN)/python ## Pin the newest versions that pyproject.toml allows, with hashes
 	$(BIN)/pip install --quiet uv
-	for lock in runtime "proto --extra proto" "dev --extra dev"; do set -- $$lock; name=$$1; shift; \
+	for lock in runtime "otel --extra otel" "proto --extra proto" "dev --extra dev"; do set -- $$lock; name=$$1; shift; \
 	  $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-strip-extras --no-header --no-emit-index-url \
 	    --no-emit-find-links --no-emit-package ai-assistant "$$@" pyproject.toml \
 	    -o requirements/$$name.lock || exit 1; done

@@ -20,7 +20,7 @@ import grpc
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import MethodOptions
 
-from assistant import wire
+from assistant import tracing, wire
 from assistant.backoff import Backoff
 from assistant.errors import Cancelled, Overloaded, ServiceUnavailable
 from assistant.mux import MAX_IN_FLIGHT
@@ -93,7 +93,7 @@ class Channel(grpc.aio.Channel):
                 except ServiceUnavailable as error:
                     await attempts.again(error)
 
-        return call
+        return call if tracing.tracer is None else tracing.tracer.calling(method, call)
 
     def unary_stream(
         self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: object

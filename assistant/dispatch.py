@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc import StatusCode
 from prometheus_client import Histogram
 
-from assistant import telemetry, wire
+from assistant import telemetry, tracing, wire
 from assistant.errors import (
     AssistantError,
     DeadlineExceeded,
@@ -64,6 +64,8 @@ class Method:
         self.client_streaming: bool = descriptor.client_streaming
         self.server_streaming: bool = descriptor.server_streaming
         self._function: Callable[..., Any] = getattr(servicer, descriptor.name, _unimplemented)
+        if tracing.tracer is not None:
+            self._function = tracing.tracer.serving(self.path, self._function)
         self._read: Callable[[bytes], Message] = GetMessageClass(descriptor.input_type).FromString
         self._durations: dict[StatusCode, Histogram] = {}
         self.waits = inspect.iscoroutinefunction(self._function)

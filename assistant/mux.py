@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from assistant import tracing
 from assistant.access import Access
 from assistant.api.mux.v1.mux_pb2 import (
     DESCRIPTOR,
@@ -179,6 +180,8 @@ class _Exchange:
     def _begin(self, operation: Operation, now: float) -> None:
         method = self._methods.get(operation.method)
         call = Call(operation.method, operation.request_id, now + operation.time_left_ms / 1000)
+        if tracing.tracer is not None:
+            tracing.tracer.continues(operation.traceparent)
         try:
             if method is None:
                 raise Unimplemented(f"{operation.method} is not served here")
@@ -285,13 +288,15 @@ class Multiplexer:
         if len(self._waiting) >= MAX_IN_FLIGHT:
             raise Overloaded(f"{MAX_IN_FLIGHT} calls wait for one server already")
         self._last_id = operation_id = self._last_id + 1
-        self._requests.to_add(len(payload)).operations.add(
+        operation = self._requests.to_add(len(payload)).operations.add(
             id=operation_id,
             method=method,
             payload=payload,
             time_left_ms=max(1, int(time_left_s * 1000)),
             request_id=request_id,
         )
+        if tracing.tracer is not None:
+            operation.traceparent = tracing.tracer.traceparent()
         future: asyncio.Future[bytes] = self._loop.create_future()
         self._waiting[operation_id] = future
         self._deadlines.add(operation_id, time_left_s)

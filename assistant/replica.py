@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from assistant import tls, wire
+from assistant import tls, tracing, wire
 from assistant.backoff import Backoff
 from assistant.errors import AssistantError, ServiceUnavailable, from_status
 from assistant.mux import Multiplexer
@@ -203,7 +203,10 @@ def _unless_we_are(error: AssistantError) -> BaseException:
 
 def _metadata() -> tuple[tuple[str, str], ...]:
     value = request_id.get()
-    return ((wire.REQUEST_ID, value),) if value else ()
+    metadata = ((wire.REQUEST_ID, value),) if value else ()
+    if tracing.tracer is not None and (traceparent := tracing.tracer.traceparent()):
+        metadata = (*metadata, (tracing.TRACEPARENT, traceparent))
+    return metadata
 
 
 def _translated(error: grpc.aio.AioRpcError) -> AssistantError:

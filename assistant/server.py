@@ -18,7 +18,7 @@ import uvloop
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
-from assistant import garbage, telemetry, wire
+from assistant import garbage, telemetry, tracing, wire
 from assistant.access import Access, Callers
 from assistant.dispatch import DEFAULT_TIMEOUT_S, Call, Method, Servicers
 from assistant.errors import AssistantError, InvalidSetting, to_status
@@ -135,7 +135,12 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 async def _quiet(main: Coroutine[Any, Any, None]) -> None:
     asyncio.get_running_loop().set_exception_handler(_log_stray)
-    await main
+    try:
+        tracing.start(telemetry.service())
+        await main
+    finally:
+        main.close()  # it may not have begun
+        tracing.stop()
 
 
 def _log_stray(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -189,6 +194,8 @@ def _handler(served: Method, access: Access) -> "grpc.RpcMethodHandler[Any, Any]
 
 def _call(method: Method, context: Any) -> Call:
     metadata = dict(context.invocation_metadata())
+    if tracing.tracer is not None:
+        tracing.tracer.continues(metadata.get(tracing.TRACEPARENT, ""))
     time_left_s = context.time_remaining()
     deadline = monotonic() + (DEFAULT_TIMEOUT_S if time_left_s is None else time_left_s)
     return Call(method.path, metadata.get(wire.REQUEST_ID, ""), deadline)

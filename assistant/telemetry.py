@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import orjson
 from prometheus_client import REGISTRY, MetricsHandler, disable_created_metrics
 
-from assistant import profiling
+from assistant import profiling, tracing
 from assistant.errors import AssistantError, InvalidSetting
 from assistant.resources import Resources
 from assistant.settings import Address
@@ -86,6 +86,8 @@ class _Log:
             "message_id": message_id.get(),
             **fields,
         }
+        if tracing.tracer is not None and (trace_id := tracing.tracer.trace_id()):
+            line["trace_id"] = trace_id
         self.lines.write(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS))
 
 
@@ -125,6 +127,11 @@ def _measure() -> None:
     REGISTRY.register(Resources())
 
 
+def service() -> str:
+    """Who writes these log lines."""
+    return _log.service
+
+
 def flush() -> None:
     """Write out what is buffered."""
     if _log.lines is not None:
@@ -148,7 +155,10 @@ def error(event: str, exception: BaseException | None = None, **fields: Any) -> 
     Of an exception that is not an AssistantError only the type and the stack's locations are written: its
     text may hold a secret.
     """
-    _log.write("error", event, fields if exception is None else fields | _described(exception))
+    fields = fields if exception is None else fields | _described(exception)
+    _log.write("error", event, fields)
+    if tracing.tracer is not None:
+        tracing.tracer.failed(fields.get("reason") or fields.get("exception") or event)
     flush()
 
 

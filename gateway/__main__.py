@@ -6,7 +6,7 @@ from typing import Any
 from gunicorn.app.base import BaseApplication
 from uvicorn_worker import UvicornWorker
 
-from assistant import telemetry
+from assistant import telemetry, tracing
 from assistant.errors import InvalidSetting
 from gateway.app import create_app
 from gateway.connection import Connection
@@ -63,6 +63,7 @@ def main() -> None:
     telemetry.start("gateway")
     try:
         configuration = Configuration.load()
+        tracing.check()
     except InvalidSetting as error:
         sys.exit(f"gateway cannot start:\n{error}")
     Server(configuration).run()

@@ -14,7 +14,7 @@ from flask import Blueprint, Flask, Response, abort, current_app, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from assistant import plugin, profiling
+from assistant import plugin, profiling, tracing
 from assistant.api.message.v1.message_pb2 import Account
 from assistant.errors import AssistantError, UnknownMessage
 from assistant.plugin import Callback, Codec
@@ -114,7 +114,17 @@ def _lane(gateway: Gateway, channel: str, account: str, codec: Codec, method: st
         callback = Callback(method, query, passed_on, body)
         return gateway.intake.take(named, codec, callback, _arrived_at(started), exchange, request_id.decode("latin-1"))
 
-    return take
+    return take if tracing.tracer is None else tracing.tracer.taking(take, method, _described(channel, account))
+
+
+def _described(channel: str, account: str) -> dict[str, str]:
+    """Of an account's callbacks, what their spans tell."""
+    return {
+        "http.route": f"/{channel}",
+        "url.path": f"/{channel}" if account == DEFAULT_ACCOUNT else f"/{channel}/{account}",
+        "assistant.channel": channel,
+        "assistant.account": account,
+    }
 
 
 def _arrived_at(started: bytes) -> float:

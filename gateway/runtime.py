@@ -12,7 +12,7 @@ from typing import Any
 
 from prometheus_client import Gauge
 
-from assistant import garbage, telemetry
+from assistant import garbage, telemetry, tracing
 from assistant.api.crypto.v1.crypto_pb2_grpc import CryptoServiceStub
 from assistant.api.message.v1.message_pb2 import Account
 from assistant.api.nlp.v1.nlp_pb2_grpc import NlpServiceStub
@@ -84,6 +84,7 @@ class Gateway:
     @classmethod
     async def create(cls, configuration: Configuration) -> "Gateway":
         """Open the inbox, take up what an earlier life left, and begin. Raises InvalidSetting, StorageUnavailable."""
+        tracing.start("gateway")
         gateway = cls(configuration, await Journal.open(configuration.gateway.database, MIGRATIONS))
         await gateway.inbox.open()
         await gateway.turns.recover()
@@ -111,6 +112,7 @@ class Gateway:
         for channel in self._channels:
             await channel.close()
         telemetry.info("gateway_stopped")
+        tracing.stop()
 
     async def _every(self, seconds: float, job: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -19,7 +19,7 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from assistant import telemetry
+from assistant import telemetry, tracing
 from assistant.api.message.v1.message_pb2 import Content, InboundMessage
 from assistant.api.storage.v1.storage_pb2 import (
     ANSWER_PATH_ACTIVE,
@@ -305,6 +305,8 @@ class Turns:
         telemetry.message_id.set(turn.key)
         if not telemetry.request_id.get():  # no callback of this life brought it
             telemetry.request_id.set(turn.key)
+        if tracing.tracer is not None:
+            tracing.tracer.turn_begins(turn.key)
         try:
             if turn.before is not None:
                 await turn.before
@@ -384,6 +386,8 @@ class Turns:
         path, seconds = _PATHS[record.path], time.monotonic() - turn.arrived_at
         _seconds(turn.message.account.channel, path).observe(seconds)
         telemetry.info("turn_answered", path=path, seconds=round(seconds, 4))
+        if tracing.tracer is not None:
+            tracing.tracer.note(channel=turn.message.account.channel, path=path)
         if failure is not None:
             _FAILED.labels(turn.message.account.channel, failure.reason).inc()
             telemetry.error("turn_failed", reason=failure.reason, detail=failure.message)

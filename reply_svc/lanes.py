@@ -15,7 +15,7 @@ from time import perf_counter
 from msgspec.structs import replace
 from prometheus_client import Counter, Gauge, Histogram
 
-from assistant import telemetry
+from assistant import telemetry, tracing
 from assistant.api.message.v1.message_pb2 import Content
 from assistant.backoff import Backoff
 from assistant.errors import (
@@ -167,6 +167,8 @@ class _Lane:
             first = self.waiting[0]
             telemetry.request_id.set(first.trace)
             telemetry.message_id.set(first.request.request_id)
+            if tracing.tracer is not None:
+                tracing.tracer.continues(first.traceparent)
             try:
                 if await self._may_go(first):
                     await self._attempt(first)
@@ -243,7 +245,12 @@ class _Lane:
     async def _send(self, request: bytes) -> Receipt:
         began_at = perf_counter()
         try:
-            receipt = await self._connection.call(functools.partial(self._connection.sender.send, request))
+            sending: Awaitable[Receipt] = self._connection.call(
+                functools.partial(self._connection.sender.send, request)
+            )
+            if tracing.tracer is not None:
+                sending = tracing.tracer.sending(self._connection.name, sending)
+            receipt = await sending
         except PlatformOutcomeUnknown:
             self._connection.pacer.count(self.key)
             raise

@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import msgspec
 
-from assistant import telemetry
+from assistant import telemetry, tracing
 from assistant.api.message.v1.message_pb2 import Recipient
 from assistant.api.reply.v1.reply_pb2 import (
     DELIVERY_STATE_DEAD,
@@ -94,6 +94,8 @@ class Delivery:
         """Whether it must not share a request with another one."""
         self.trace = ""
         """The request id of the callback that it answers; empty after a restart."""
+        self.traceparent = ""
+        """The span of the call that brought it; empty after a restart, or where nothing is traced."""
         self.rendered: list[bytes] = []
         """Its requests, once they were made."""
 
@@ -187,6 +189,8 @@ class Outbox:
         )
         delivery = Delivery(admitted.row, blocked=admitted.blocked)
         delivery.trace = telemetry.request_id.get()
+        if tracing.tracer is not None:
+            delivery.traceparent = tracing.tracer.traceparent()
         return delivery, admitted.new
 
     async def recover(self) -> list[Delivery]:

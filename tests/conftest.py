@@ -1,16 +1,23 @@
-"""What tests of several folders need: ports for real processes, and PostgreSQL."""
+"""What tests of several folders need: ports for real processes, PostgreSQL, and a collector of traces."""
 
 import contextlib
+import gzip
 import random
 import socket
 import tempfile
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from assistant import ports
 
@@ -80,3 +87,100 @@ def postgres_url(postgres_server: str) -> Iterator[str]:
         connection.execute(f"CREATE DATABASE {name}")
         yield postgres_server.replace("/postgres?", f"/{name}?")
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@dataclass(frozen=True)
+class Span:
+    """One span as a collector is told of it."""
+
+    service: str
+    name: str
+    kind: str
+    """"server", "client" or "internal"."""
+    trace_id: str
+    span_id: str
+    parent_id: str
+    """Empty: the trace begins with it."""
+    error: str
+    """What it was marked with. Empty: it did not fail."""
+    attributes: dict[str, Any]
+
+
+class Collector:
+    """Takes spans by OTLP over HTTP, as any collector does."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self.headers: list[dict[str, str]] = []
+        """Those of each request that brought spans."""
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self._body()
+                if self.headers.get("content-encoding") == "gzip":
+                    body = gzip.decompress(body)
+                if self.path == "/v1/traces" and self.headers["content-type"] == "application/x-protobuf":
+                    collector.spans += _spans(ExportTraceServiceRequest.FromString(body))
+                    collector.headers.append({name.lower(): value for name, value in self.headers.items()})
+                self.send_response(200)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def _body(self) -> bytes:
+                if self.headers.get("transfer-encoding") != "chunked":
+                    return self.rfile.read(int(self.headers["content-length"]))
+                body = b""
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+                return body
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def until(self, found: Callable[[list[Span]], Any]) -> Any:
+        """The first answer about all spans that is true."""
+        deadline = time.monotonic() + 30
+        while not (answer := found(list(self.spans))):
+            assert time.monotonic() < deadline, [(span.service, span.name, span.trace_id) for span in self.spans]
+            time.sleep(0.05)
+        return answer
+
+
+def _spans(request: ExportTraceServiceRequest) -> list[Span]:
+    return [
+        Span(
+            service=_values(resource.resource.attributes)["service.name"],
+            name=span.name,
+            kind={1: "internal", 2: "server", 3: "client"}[span.kind],
+            trace_id=span.trace_id.hex(),
+            span_id=span.span_id.hex(),
+            parent_id=span.parent_span_id.hex(),
+            error=span.status.message if span.status.code == 2 else "",
+            attributes=_values(span.attributes),
+        )
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+
+
+def _values(attributes: Any) -> dict[str, Any]:
+    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in attributes}
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    """A collector of traces that listens."""
+    made = Collector()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()

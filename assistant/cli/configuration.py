@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from assistant import plugin
+from assistant import plugin, tracing
 from assistant.errors import AssistantError, UnknownAccount, UnknownChannel
 from assistant.settings import (
     DEFAULT_ACCOUNT,
@@ -118,6 +118,8 @@ class Configuration:
         """Everything that is wrong, each with its fix."""
         found: list[str] = []
         known = sections()
+        with _collecting(found):
+            tracing.check()
         for name, cls in known.items():
             with _collecting(found):
                 self._read(name, cls)

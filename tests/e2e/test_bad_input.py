@@ -195,6 +195,19 @@ def test_an_echostr_whose_plus_became_a_space_says_so_in_the_log(attacker: Attac
     attacker.logged("arrived as a space")
 
 
+def test_a_message_is_decrypted_for_nobody(attacker: Attacker) -> None:
+    """Who saw a callback or an answer learns no word of it by sending it as a check of the address."""
+    query, encrypted = attacker.seal(attacker.payload("my salary is 100"))
+    sealed = attacker.post(*attacker.seal(attacker.payload("ping"))).body.decode()
+    fields = {name: sealed.split(f"<{name}>")[1].split(f"</{name}>")[0] for name in ("TimeStamp", "Nonce", "Encrypt")}
+    fields = {name: value.removeprefix("<![CDATA[").removesuffix("]]>") for name, value in fields.items()}
+    signature = sealed.split("<MsgSignature><![CDATA[")[1].split("]]>")[0]
+    answer = {"msg_signature": signature, "timestamp": fields["TimeStamp"], "nonce": fields["Nonce"]}
+    for seen, ciphertext in ((query, encrypted), (answer, fields["Encrypt"])):
+        asked = attacker.send("GET", f"/wecom?{urlencode({**seen, 'echostr': ciphertext})}")
+        assert (asked.status, json.loads(asked.body)) == (401, REFUSED)
+
+
 MALFORMED_XML = {
     "not XML": b"hello",
     "cut off": b"<xml><Encrypt>abc",

@@ -117,6 +117,17 @@ def test_every_process_knows_its_own_part_only(healthy_mesh: Any) -> None:
         assert held == allowed.get(name, set()), name
 
 
+def test_state_is_readable_to_its_owner_alone(healthy_mesh: Any) -> None:
+    """No other user of the machine gets at configuration, state or logs."""
+    assert healthy_mesh.home.stat().st_mode & 0o077 == 0
+    folders = [healthy_mesh.home / name for name in ("run", "data", "logs", "edge")]
+    assert {folder.name: oct(folder.stat().st_mode & 0o077) for folder in folders} == {
+        folder.name: "0o0" for folder in folders
+    }
+    kept = [*(healthy_mesh.home / "data").iterdir(), *(healthy_mesh.home / "run").glob("*.toml")]
+    assert {file.name for file in kept if file.stat().st_mode & 0o077} == set()
+
+
 def test_a_bad_callback_is_refused_through_the_edge(healthy_mesh: Any) -> None:
     """A forged callback is refused, and so is one of a channel that is not configured."""
     for path, status in (("/wecom?msg_signature=0&timestamp=1&nonce=1", (400, 401)), ("/nobody", (404,))):

@@ -170,6 +170,7 @@ def test_every_panel_shows_something(prometheus: str, dashboard: Path) -> None:
 def test_one_message_is_followed_through_all_services(told: Any) -> None:
     """Its callback's request id is on lines of every process, its own id on those that know it."""
     (delivered,) = (line for line in lines(told, "reply_svc") if line["event"] == "delivery_finished")
+    told.until(lambda: any(line.get("path") == "/wecom" for line in lines(told, "envoy")))  # it writes when it likes
     with_request, with_message = (
         {
             (name, line.get("event", line.get("path")))

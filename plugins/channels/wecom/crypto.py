@@ -106,6 +106,7 @@ class Crypto(plugin.Crypto):
         _check_age(query["timestamp"], now, max_age_s)
         key_id, message = self._decrypt(_ciphertext(encrypted), signers)
         if callback.method == "GET":
+            _check_echo(message)
             return Opened(key_id, challenge=HttpBody(message, "text/plain"))
         return Opened(key_id, message)
 
@@ -213,6 +214,14 @@ def _check_age(timestamp: str, now: float, max_age_s: float) -> None:
         raise StaleCallback(
             f"the callback was signed {abs(age_s):.0f} s in the {'past' if age_s > 0 else 'future'}, and at most "
             f"{max_age_s:.0f} s are accepted: a replay, or this machine's clock is wrong (check NTP)"
+        )
+
+
+def _check_echo(message: bytes) -> None:
+    """A signature says not what was signed: who saw a message could have it decrypted as an echostr otherwise."""
+    if message.lstrip().startswith((b"<", b"{")):
+        raise SignatureMismatch(
+            "echostr holds a message, not what WeCom checks an address with: somebody wants to read it"
         )
 
 

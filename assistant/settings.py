@@ -67,6 +67,21 @@ class Address(str):
         return int(self.rpartition(":")[2])
 
 
+class Names(str):
+    """Several words with commas between them, or none: "2, 3". In TOML a list of them is the same."""
+
+    def __new__(cls, given: object = "") -> "Names":
+        """Raises ValueError."""
+        words = given if isinstance(given, list) else [given]
+        if not all(isinstance(word, str | int) and not isinstance(word, bool) for word in words):
+            raise ValueError(f"expected words with commas between them, such as 'a, b', got {given!r}")
+        return super().__new__(cls, ", ".join(str(word) for word in words))
+
+    def split_up(self) -> list[str]:
+        """Each word by itself."""
+        return [word for part in self.split(",") if (word := part.strip())]
+
+
 def home() -> Path:
     """Where a mesh keeps its configuration and state: AI_ASSISTANT_HOME, or `.ai-assistant` in the checkout."""
     given = os.environ.get(PREFIX + "HOME")
@@ -261,4 +276,6 @@ def _decode(kind: type[Any], value: Any) -> Any:
         return Secret(value) if kind is Secret else Path(value).expanduser()
     if kind is Address:
         return Address(str(value))
+    if kind is Names:
+        return Names(value)
     raise NotImplementedError(f"no setting can have the type {kind}")

@@ -1,7 +1,7 @@
 """What an operator can set of the gateway."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import msgspec
@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from assistant import plugin, ports, tls
 from assistant.api.message.v1.message_pb2 import Account
+from assistant.policy import Policy
 from assistant.settings import Address, Settings, Source, home
 from assistant.tls import Identity
 
@@ -83,6 +84,8 @@ class Configuration:
     """The codec's settings of each account: (channel, account) -> settings."""
     identity: Identity | None = None
     """What it shows to the services that it calls. None: plaintext."""
+    policies: Mapping[tuple[str, str], Policy] = field(default_factory=dict)
+    """Who may use each account: (channel, account) -> policy."""
 
     @classmethod
     def load(cls) -> "Configuration":
@@ -93,12 +96,18 @@ class Configuration:
             for name, channel in plugin.channels().items()
             for account, settings in source.accounts(channel.codec, name, channel.settings()).items()
         }
+        policies = {
+            (name, account): policy
+            for name, channel in plugin.channels().items()
+            for account, policy in source.accounts(channel.policy, name, channel.settings()).items()
+        }
         return cls(
             source.read(GatewaySettings, "gateway"),
             source.read(NlpSettings, "nlp", exact=False),
             source.read(SkillsSettings, "skills", exact=False),
             accounts,
             tls.identity(source, "gateway"),
+            policies,
         )
 
     def codecs(self) -> dict[tuple[str, str], plugin.Codec]:

@@ -174,7 +174,7 @@ def channel_manifest(channel: str) -> plugin.Channel:
 
 def facets(manifest: plugin.Channel) -> tuple[type[Settings], ...]:
     """The parts of an account's settings."""
-    return manifest.codec, manifest.crypto, manifest.sender
+    return manifest.codec, manifest.crypto, manifest.sender, manifest.policy
 
 
 @contextlib.contextmanager

@@ -71,8 +71,8 @@ def _service(service: Service, configuration: Configuration) -> Part:
     knows = (service.section, "tls", *service.shared)
     tables = _pick(configuration.tables, knows)
     variables = [tracing.PREFIX, *(f"{PREFIX}{name.upper().replace('.', '_')}" for name in knows)]
-    if service.facet:
-        tables["channels"], credentials = _facet(service.facet, configuration)
+    if service.parts:
+        tables["channels"], credentials = _accounts(service.parts, configuration)
         variables += credentials
     stage = _ENTRANCE if service.name == "gateway" else _SERVICE
     return Part(
@@ -142,12 +142,13 @@ def _environment(variables: Collection[str]) -> dict[str, str]:
     )
 
 
-def _facet(facet: str, configuration: Configuration) -> tuple[dict[str, Any], list[str]]:
-    """What the service of a facet may know of all accounts: the tables, and the names of variables."""
+def _accounts(parts: Collection[str], configuration: Configuration) -> tuple[dict[str, Any], list[str]]:
+    """What a service may know of all accounts: the tables, and the names of variables."""
     tables: dict[str, Any] = {}
     variables: list[str] = []
     for channel, accounts in configuration.accounts().items():
-        known = fields(getattr(plugin.channels()[channel], facet)).keys()
+        manifest = plugin.channels()[channel]
+        known = {name for part in parts for name in fields(getattr(manifest, part))}
         given = configuration.tables.get("channels", {}).get(channel, {})
         table = {name: value for name, value in given.items() if name in known}
         # An account of which the service may know nothing exists for it all the same.

@@ -15,17 +15,17 @@ class Service:
     """Its own section of the configuration."""
     port: int
     """Where it listens by default, unmoved."""
-    facet: str | None
-    """The facet of channels that it loads: it is given the settings of that facet and no others."""
+    parts: tuple[str, ...]
+    """The parts of an account's settings that it is given, and no others: the facet of channels that it loads."""
     shared: tuple[str, ...] = ()
     """What it is given besides its own section: whole sections, or `section.key`."""
 
 
 SERVICES = (
-    Service("crypto_svc", "crypto", ports.CRYPTO, facet="crypto"),
-    Service("nlp_svc", "nlp", ports.NLP, facet=None, shared=("engines", "skills")),
-    Service("reply_svc", "reply", ports.REPLY, facet="sender"),
-    Service("gateway", "gateway", ports.GATEWAY, facet="codec", shared=("nlp.target", "skills.target")),
+    Service("crypto_svc", "crypto", ports.CRYPTO, parts=("crypto",)),
+    Service("nlp_svc", "nlp", ports.NLP, parts=(), shared=("engines", "skills")),
+    Service("reply_svc", "reply", ports.REPLY, parts=("sender",)),
+    Service("gateway", "gateway", ports.GATEWAY, parts=("codec", "policy"), shared=("nlp.target", "skills.target")),
 )
 """In the order in which their readiness is waited for: callees first."""
 

@@ -304,7 +304,7 @@ def test_secrets_are_not_shown(channel: str, account: dict[str, Any]) -> None:
     """Neither settings nor keys show a secret in their repr."""
     manifest = plugin.channels()[channel]
     facet = crypto(channel, account)
-    parts = (manifest.codec, manifest.crypto, manifest.sender)
+    parts = (manifest.codec, manifest.crypto, manifest.sender, manifest.policy)
     shown = repr([source(channel, account).accounts(part, channel, manifest.settings()) for part in parts])
     shown += repr(configured(facet)) + repr(facet)
     assert not [name for name, value in facet.configured_material().items() if value in shown]

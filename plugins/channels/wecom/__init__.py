@@ -9,6 +9,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from assistant.plugin import Channel
+from assistant.policy import Policy as ChannelPolicy
 from assistant.settings import Secret, Settings
 
 API_BASE = "https://qyapi.weixin.qq.com"
@@ -62,6 +63,14 @@ class SenderSettings(Settings, frozen=True, kw_only=True):
     ] = None
 
 
+class Policy(ChannelPolicy, frozen=True, kw_only=True):
+    """What WeCom makes possible (90196 读取成员, 90208 获取部门列表, 92521 获取企业微信服务器的IP段)."""
+
+    tells_departments = True
+    publishes_sources = True
+    ignores_case = True  # of a userid: 90196
+
+
 def check_key(token: str, aeskey: str) -> None:
     """Raises ValueError, naming the fix, for a Token or an EncodingAESKey that the console cannot have shown.
 
@@ -82,5 +91,6 @@ manifest = Channel(
     codec=CodecSettings,
     crypto=CryptoSettings,
     sender=SenderSettings,
+    policy=Policy,
     tried_first=True,
 )

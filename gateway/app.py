@@ -112,7 +112,10 @@ def _lane(gateway: Gateway, channel: str, account: str, codec: Codec, method: st
             elif name in wanted:
                 passed_on[wanted[name]] = value.decode("latin-1")
         callback = Callback(method, query, passed_on, body)
-        return gateway.intake.take(named, codec, callback, _arrived_at(started), exchange, request_id.decode("latin-1"))
+        source = "" if gateway.intake.sources is None else _client_address(headers)
+        return gateway.intake.take(
+            named, codec, callback, _arrived_at(started), exchange, request_id.decode("latin-1"), source
+        )
 
     return take if tracing.tracer is None else tracing.tracer.taking(take, method, _described(channel, account))
 
@@ -125,6 +128,11 @@ def _described(channel: str, account: str) -> dict[str, str]:
         "assistant.channel": channel,
         "assistant.account": account,
     }
+
+
+def _client_address(headers: list[tuple[bytes, bytes]]) -> str:
+    """Where Envoy says that a request came from: whatever its caller says there is overwritten. Empty: no Envoy."""
+    return next((value.decode("latin-1") for name, value in headers if name == b"x-client-address"), "")
 
 
 def _arrived_at(started: bytes) -> float:

@@ -37,7 +37,7 @@ class Conversation:
         """Add a turn that was answered."""
         if record.starts_conversation:
             self._turns.clear()
-        elif self._turns.maxlen:
+        elif self._turns.maxlen and not record.refusal:
             turn = GenerateReplyRequest()
             _add(turn, ROLE_MEMBER, message.content, message.sent_at)
             if record.content:

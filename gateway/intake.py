@@ -12,6 +12,7 @@ from assistant.errors import AssistantError, Internal
 from assistant.plugin import Callback, Codec
 from gateway.held import CRYPTO_TIMEOUT_S, HeldCallback, insist
 from gateway.loop import Answer, Exchange
+from gateway.sources import Sources
 from gateway.turns import Turns
 
 if TYPE_CHECKING:
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 class Intake:
     """Takes callbacks of all accounts."""
 
-    def __init__(self, crypto: "CryptoServiceAsyncStub", turns: Turns, *, passive_budget_s: float) -> None:
+    def __init__(
+        self, crypto: "CryptoServiceAsyncStub", turns: Turns, *, passive_budget_s: float, sources: Sources | None = None
+    ) -> None:
+        """`sources` None: callbacks are accepted from everywhere."""
+        self.sources = sources
         self._crypto = crypto
         self._turns = turns
         self._passive_budget_s = passive_budget_s
@@ -34,17 +39,21 @@ class Intake:
         arrived_at: float,
         exchange: Exchange,
         request_id: str,
+        source: str = "",
     ) -> None:
         """See one callback to its end. A valid one is never refused: trouble of ours is waited out.
 
-        `arrived_at` is on the monotonic clock; `request_id` is the edge's name for the callback. The HTTP answer is
-        given on the way; where it only acknowledges, the turn goes on after it.
+        `arrived_at` is on the monotonic clock; `request_id` is the edge's name for the callback; `source` the address
+        that it came from, needed where there are `sources`. The HTTP answer is given on the way; where it only
+        acknowledges, the turn goes on after it.
         """
         telemetry.request_id.set(request_id)
         # Past the platform's own limit it has given up on this callback and will repeat it.
         give_up_at = arrived_at + codec.reply_limit_s + 1.0
         held = HeldCallback(exchange, self._crypto, account, callback.query, codec.acknowledgement, give_up_at)
         try:
+            if self.sources is not None:
+                self.sources.check(account, source)
             await self._take(account, codec, callback, arrived_at, held)
         except AssistantError as error:
             held.refuse(error)

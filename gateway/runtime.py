@@ -23,11 +23,14 @@ from assistant.errors import AssistantError
 from assistant.journal import Journal
 from gateway.conversations import Conversations
 from gateway.delivery import Delivery
+from gateway.directory import Directory
 from gateway.engine import Engine
 from gateway.health import Health
 from gateway.inbox import MIGRATIONS, Inbox, InboxState
 from gateway.intake import Intake
+from gateway.policy import Gatekeeper
 from gateway.settings import Configuration
+from gateway.sources import Sources
 from gateway.turns import Turns
 
 _DRAIN_S = 8.0
@@ -68,8 +71,15 @@ class Gateway:
             self.codecs,
             held_callbacks=settings.held_callbacks,
             locale=settings.locale,
+            gatekeeper=Gatekeeper.of(configuration.policies, Directory(ReplyServiceStub(reply)), settings.locale),
         )
-        self.intake = Intake(CryptoServiceStub(crypto), self.turns, passive_budget_s=settings.passive_budget_s)
+        self.sources = Sources.of(configuration.policies, ReplyServiceStub(reply))
+        self.intake = Intake(
+            CryptoServiceStub(crypto),
+            self.turns,
+            passive_budget_s=settings.passive_budget_s,
+            sources=self.sources,
+        )
         self.health = Health(
             {
                 "crypto_svc": (crypto, "assistant.api.crypto.v1.CryptoService"),
@@ -93,6 +103,8 @@ class Gateway:
             asyncio.create_task(gateway._every(_COUNT_EVERY_S, gateway._count)),
             asyncio.create_task(gateway._every(_PURGE_EVERY_S, gateway._purge)),
         ]
+        if gateway.sources is not None:
+            gateway._background.append(asyncio.create_task(gateway.sources.keep_fresh()))
         garbage.settle()
         telemetry.info("gateway_started", accounts=len(gateway.codecs))
         return gateway

@@ -38,6 +38,7 @@ from gateway.engine import Engine
 from gateway.held import HeldCallback
 from gateway.inbox import Inbox, InboxState, lane_of, message_key
 from gateway.phrases import apology
+from gateway.policy import Gatekeeper
 
 Codecs = Mapping[tuple[str, str], Codec]
 """The codec of each account: (channel, account) -> codec."""
@@ -102,8 +103,10 @@ class Turns:
         *,
         held_callbacks: int,
         locale: str,
+        gatekeeper: Gatekeeper | None = None,
         orphan_grace_s: float = ORPHAN_GRACE_S,
     ) -> None:
+        """`gatekeeper` None: everybody may write, as often as they like."""
         self._inbox = inbox
         self._conversations = conversations
         self._engine = engine
@@ -111,6 +114,7 @@ class Turns:
         self._codecs = codecs
         self._held_callbacks = held_callbacks
         self._locale = locale
+        self._gatekeeper = gatekeeper
         self._orphan_grace_s = orphan_grace_s
         self._turns: dict[str, Turn] = {}
         self._lanes: dict[str, Turn] = {}
@@ -313,7 +317,9 @@ class Turns:
             if turn.blocked:
                 await self._wait_for_other_gateways(turn)
             conversation = await self._conversations.get(turn.lane)
-            record, failure = await self._think(turn, conversation)
+            gatekeeper = self._gatekeeper
+            refused = await gatekeeper.refuse(turn.message, conversation) if gatekeeper is not None else None
+            record, failure = refused or await self._think(turn, conversation)
             await self._tell(turn, conversation, record, failure)
         except Exception as error:
             # A defect that one message meets must not stop its conversation, nor hold its callback for ever.
@@ -381,7 +387,7 @@ class Turns:
         self, turn: Turn, conversation: Conversation, record: TurnRecord, failure: AssistantError | None
     ) -> None:
         state = InboxState.ANSWERED if failure is None else InboxState.DEAD
-        self._inbox.finish(turn.key, state, record, failure.reason if failure else "")
+        self._inbox.finish(turn.key, state, record, failure.reason if failure else record.refusal)
         conversation.remember(turn.message, record)
         path, seconds = _PATHS[record.path], time.monotonic() - turn.arrived_at
         _seconds(turn.message.account.channel, path).observe(seconds)

@@ -1,8 +1,9 @@
 """The accounts that this process delivers for, each with its way to the platform."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import aiohttp
@@ -29,6 +30,8 @@ CHECK_AGAIN_S = 10.0
 """Whoever asks how an account stands gets an answer that is at most this old."""
 PROBE_EVERY_S = 30.0
 """How often an account that the platform refuses is looked at again."""
+DEPARTMENTS_LIFETIME_S = 600.0
+"""How long it counts which department lies within which."""
 _CHECK_TIMEOUT_S = 4.0
 _DEFAULT_PAUSE_S = 60.0
 _MAX_PARALLEL_CALLS = 64
@@ -61,6 +64,9 @@ class Connection:
         self._opening: asyncio.Task[None] | None = None
         self._checking = asyncio.Lock()
         self._checked = Checked(float("-inf"), None)
+        self._listing = asyncio.Lock()
+        self._departments: Mapping[str, str] = {}
+        self._departments_until = float("-inf")
 
     async def call(self, call: Callable[[str], Awaitable[T]]) -> T:
         """Call the platform with a token, when few enough calls are under way. Raises what the call raises."""
@@ -73,6 +79,15 @@ class Connection:
             if self._clock.now() >= self._checked.at + max_age_s:
                 self._checked = Checked(self._clock.now(), await self._ask())
         return self._checked
+
+    async def departments_of(self, member_id: str) -> set[str]:
+        """Ids of the departments that a member is in, and of those above them. Raises what asking fails with."""
+        own = await self.call(partial(self.sender.departments_of, member_id))
+        async with self._listing:
+            if self._clock.now() >= self._departments_until:
+                self._departments = await self.call(self.sender.departments)
+                self._departments_until = self._clock.now() + DEPARTMENTS_LIFETIME_S
+        return _with_those_above(own, self._departments)
 
     async def ready(self) -> None:
         """Return when the gate is open."""
@@ -121,6 +136,15 @@ class Connection:
                 f"the platform did not answer within {_CHECK_TIMEOUT_S:.0f} s: check the network and the proxy"
             )
         return None
+
+
+def _with_those_above(departments: Iterable[str], above: Mapping[str, str]) -> set[str]:
+    found: set[str] = set()
+    for department in departments:
+        while department and department not in found:
+            found.add(department)
+            department = above.get(department, "")
+    return found
 
 
 class Connections:

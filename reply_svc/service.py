@@ -13,6 +13,10 @@ from assistant.api.reply.v1.reply_pb2 import (
     FetchMediaResponse,
     GetDeliveryRequest,
     GetDeliveryResponse,
+    GetMemberRequest,
+    GetMemberResponse,
+    ListCallbackSourcesRequest,
+    ListCallbackSourcesResponse,
     ListDeliveriesRequest,
     ListDeliveriesResponse,
     RecallDeliveryRequest,
@@ -132,6 +136,16 @@ class ReplyService:
             response.advice = str(checked.error)
         response.checked_at.FromNanoseconds(int(checked.at * 1e9))
         return response
+
+    async def ListCallbackSources(self, request: ListCallbackSourcesRequest, call: Call) -> ListCallbackSourcesResponse:
+        connection = self._connections.of(request.account)
+        return ListCallbackSourcesResponse(networks=await connection.call(connection.sender.callback_sources))
+
+    async def GetMember(self, request: GetMemberRequest, call: Call) -> GetMemberResponse:
+        connection = self._connections.of(request.account)
+        if not request.member_id:
+            raise InvalidRequest("member_id is empty")
+        return GetMemberResponse(department_ids=await connection.departments_of(request.member_id))
 
 
 def _page_size(asked: int) -> int:

@@ -61,6 +61,15 @@ class EdgeSettings(Settings, frozen=True, kw_only=True):
         int,
         Meta(ge=1, description="requests a second that one address may send in production; above it, 429"),
     ] = 500
+    trusted_hops: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10,
+            description="proxies in front of Envoy, each of which adds the address of its caller to X-Forwarded-For "
+            "and is believed; with too many, callers can claim any address",
+        ),
+    ] = 0
     max_memory_mb: Annotated[
         int, Meta(ge=64, description="megabytes for Envoy's heap; near it new requests, then connections, are refused")
     ] = 1024
@@ -126,6 +135,7 @@ def configure(
         "max_heap_bytes": settings.max_memory_mb << 20,
         "production_percent": 100 if settings.profile == "production" else 0,
         "redirect_port": settings.redirect_port,
+        "trusted_hops": settings.trusted_hops,
         "source_limit": settings.source_limit_per_s,
         "source_burst": 2 * settings.source_limit_per_s,
         **_listening("admin", settings.admin),

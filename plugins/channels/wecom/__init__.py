@@ -64,7 +64,7 @@ class SenderSettings(Settings, frozen=True, kw_only=True):
 
 
 class Policy(ChannelPolicy, frozen=True, kw_only=True):
-    """What WeCom makes possible (90196 读取成员, 90208 获取部门列表, 92521 获取企业微信服务器的IP段)."""
+    """What WeCom makes possible (90196 读取成员, 95350 获取子部门ID列表, 92521 获取企业微信服务器的IP段)."""
 
     tells_departments = True
     publishes_sources = True

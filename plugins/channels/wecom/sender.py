@@ -1,10 +1,11 @@
 """WeCom's API: access tokens, sending, recalling, files.
 
 Source: WeCom developer documentation, 91039 获取access_token, 90236 发送应用消息, 94867 撤回应用消息,
-90253 上传临时素材, 90254 获取临时素材, 92521 获取企业微信服务器的IP段.
+90253 上传临时素材, 90254 获取临时素材, 92521 获取企业微信服务器的IP段, 90196 读取成员, 95350 获取子部门ID列表.
 """
 
 import hashlib
+import ipaddress
 import re
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta
@@ -125,6 +126,30 @@ class Sender(Contract):
         """Ask for the addresses that callbacks come from: needs a token and a trusted address, and no permission."""
         await self._api.get("getcallbackip", {"access_token": token})
 
+    # --- The company --------------------------------------------------------------------------------------
+
+    async def callback_sources(self, token: str) -> list[str]:
+        """Needs a token and a trusted address, and no permission. The platform advises to ask once a day (92521)."""
+        answer = await self._api.get("getcallbackip", {"access_token": token})
+        sources = answer.get("ip_list")
+        if not isinstance(sources, list) or not sources:
+            raise PlatformMisconfigured(
+                "WeCom named no address that callbacks come from: check api_base and the proxy in between / "
+                "企业微信未返回回调 IP：请检查 api_base 与中间的代理"
+            )
+        return [_network(str(source)) for source in sources]
+
+    async def departments_of(self, member_id: str, token: str) -> list[str]:
+        """Of a member within the application's visible range (90196)."""
+        answer = await self._api.get("user/get", {"access_token": token, "userid": member_id})
+        return [str(department) for department in answer.get("department", ())]
+
+    async def departments(self, token: str) -> dict[str, str]:
+        """Those within the application's visible range, and what lies below them (95350). 0 is above the root."""
+        answer = await self._api.get("department/simplelist", {"access_token": token})
+        listed = answer.get("department_id", ())
+        return {str(one["id"]): str(one["parentid"]) if one.get("parentid") else "" for one in listed}
+
     def _agentid(self) -> int:
         if self._settings.agentid is None:
             raise PlatformMisconfigured(
@@ -167,6 +192,21 @@ async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         async with response:
             async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
                 yield chunk
+
+
+def _network(source: str) -> str:
+    """An address, a range, or an address that ends with ".*", as a range."""
+    given = source.strip()
+    wildcards = given.split(".").count("*")
+    if wildcards:
+        given = f"{given.replace('*', '0')}/{32 - 8 * wildcards}"
+    try:
+        return str(ipaddress.ip_network(given))
+    except ValueError:
+        raise PlatformMisconfigured(
+            f"WeCom named {source!r} among the addresses that callbacks come from, which is none: please report this / "
+            f"企业微信返回的回调 IP {source!r} 无法识别：请反馈"
+        ) from None
 
 
 def _file_name(name: str) -> str:

@@ -56,7 +56,7 @@ class Gatekeeper:
         locale: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`locale` is the language of those of whom the platform does not tell theirs."""
+        """`locale` is the language of those of whom the platform does not tell theirs. `clock` gives seconds."""
         self._rules = {names: _Rules(policy, directory, clock) for names, policy in policies.items()}
         self._locale = locale
 

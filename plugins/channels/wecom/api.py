@@ -15,7 +15,7 @@ from plugins.channels.wecom.advice import failure
 
 _TIMEOUT = aiohttp.ClientTimeout(total=15, connect=5)
 _TRANSFER_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=5, sock_read=15)
-_MAX_ANSWER_BYTES = 1 << 20
+_MAX_ANSWER_BYTES = 8 << 20
 _JSON = {"Content-Type": "application/json; charset=utf-8"}
 
 
@@ -91,13 +91,23 @@ def _trouble(after_sending: type[PlatformUnavailable | PlatformOutcomeUnknown]) 
         ) from None
 
 
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """Until its end, or until it is longer than any answer: what is left out makes it no JSON."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > _MAX_ANSWER_BYTES:
+            break
+    return bytes(body)
+
+
 async def _answer(response: aiohttp.ClientResponse, *, token_requested: bool = False) -> dict[str, Any]:
     if response.status >= 500:
         raise PlatformUnavailable(
             f"WeCom answered HTTP {response.status}: this is repeated by itself / 企业微信服务异常，会自动重试"
         )
     try:
-        answer = orjson.loads(await response.content.read(_MAX_ANSWER_BYTES))
+        answer = orjson.loads(await _body(response))
         errcode = int(answer.get("errcode", 0))
     except (ValueError, TypeError, AttributeError):
         raise PlatformMisconfigured(

@@ -2,15 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
-from assistant.api.message.v1.message_pb2 import CONVERSATION_KIND_DIRECT, Account, Content, InboundMessage, Text
+from assistant.api.message.v1.message_pb2 import (
+    CONVERSATION_KIND_DIRECT,
+    CONVERSATION_KIND_GROUP,
+    Account,
+    Content,
+    InboundMessage,
+    Text,
+)
 from assistant.api.nlp.v1 import nlp_pb2
 from assistant.api.nlp.v1.nlp_pb2 import GenerateReplyRequest, GenerateReplyResponse
 from assistant.api.nlp.v1.nlp_pb2_grpc import NlpServiceStub
@@ -22,12 +29,16 @@ from assistant.client import connect
 from assistant.errors import AssistantError, UnknownDelivery, UnknownSkill
 from assistant.journal import Journal
 from assistant.plugin import Codec, HttpBody
+from assistant.policy import Policy
 from assistant.server import Call, Server
+from assistant.settings import Names
 from gateway.conversations import Conversations
 from gateway.delivery import Delivery
+from gateway.directory import Directory
 from gateway.engine import Engine
 from gateway.held import HeldCallback
 from gateway.inbox import MIGRATIONS, Inbox
+from gateway.policy import Gatekeeper
 from gateway.turns import Turns
 
 
@@ -103,12 +114,18 @@ class ScriptedSkills:
 
 
 class RecordingReply:
-    """Takes deliveries as reply_svc does; `state` is what it says of all of them."""
+    """Takes deliveries as reply_svc does; `state` is what it says of all of them. Knows who is in which department."""
 
     def __init__(self) -> None:
         self.delivered: dict[str, list[str]] = {}
         self.repeated = 0
         self.state = reply_pb2.DELIVERY_STATE_DELIVERED
+        self.departments: dict[str, list[str]] = {}
+        self.sources: list[str] = []
+        self.failing: AssistantError | None = None
+        """What the platform answers to whoever asks for members or addresses."""
+        self.asked: list[str] = []
+        """The members asked for, and "sources" for each time that addresses were."""
 
     def DeliverReply(self, request: reply_pb2.DeliverReplyRequest, call: Call) -> reply_pb2.DeliverReplyResponse:
         self.repeated += request.request_id in self.delivered
@@ -120,12 +137,35 @@ class RecordingReply:
             raise UnknownDelivery
         return reply_pb2.GetDeliveryResponse(delivery=reply_pb2.Delivery(state=self.state))
 
+    def GetMember(self, request: reply_pb2.GetMemberRequest, call: Call) -> reply_pb2.GetMemberResponse:
+        self.asked.append(request.member_id)
+        if self.failing is not None:
+            raise self.failing
+        return reply_pb2.GetMemberResponse(department_ids=self.departments.get(request.member_id, ()))
 
-def message(text: str, *, number: str = "1", member: str = "zhang") -> InboundMessage:
-    """A member's text."""
+    def ListCallbackSources(
+        self, request: reply_pb2.ListCallbackSourcesRequest, call: Call
+    ) -> reply_pb2.ListCallbackSourcesResponse:
+        self.asked.append("sources")
+        if self.failing is not None:
+            raise self.failing
+        return reply_pb2.ListCallbackSourcesResponse(networks=self.sources)
+
+
+class PlainPolicy(Policy, frozen=True, kw_only=True):
+    """That of a platform which tells everything."""
+
+    tells_departments = True
+    publishes_sources = True
+    ignores_case = True
+
+
+def message(text: str, *, number: str = "1", member: str = "zhang", group: str = "") -> InboundMessage:
+    """A member's text, written to the assistant alone or in a group."""
     made = InboundMessage(account=Account(channel="plain", name="default"), message_id=number)
-    made.conversation.id = made.sender.id = member
-    made.conversation.kind = CONVERSATION_KIND_DIRECT
+    made.sender.id = member
+    made.conversation.id = group or member
+    made.conversation.kind = CONVERSATION_KIND_GROUP if group else CONVERSATION_KIND_DIRECT
     made.content.add(text=Text(text=text))
     made.sent_at.GetCurrentTime()
     return made
@@ -140,9 +180,20 @@ class Life:
     codec: Codec
     taking: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def say(self, text: str, *, number: str = "1", member: str = "zhang", budget_s: float = 4.0) -> str | None:
+    async def say(
+        self,
+        text: str,
+        *,
+        number: str = "1",
+        member: str = "zhang",
+        group: str = "",
+        locale: str = "",
+        budget_s: float = 4.0,
+    ) -> str | None:
         """One callback: what its HTTP answer says, None for an empty acknowledgement."""
-        return await self.take(message(text, number=number, member=member), budget_s=budget_s)
+        inbound = message(text, number=number, member=member, group=group)
+        inbound.locale = locale
+        return await self.take(inbound, budget_s=budget_s)
 
     async def take(
         self, inbound: InboundMessage, *, budget_s: float = 4.0, connection: "asyncio.Event | None" = None
@@ -193,9 +244,19 @@ class House:
 
     @asynccontextmanager
     async def life(
-        self, *, held_callbacks: int = 100, drain_s: float = 5.0, database: str = "", name: str = "test:7000"
+        self,
+        *,
+        held_callbacks: int = 100,
+        drain_s: float = 5.0,
+        database: str = "",
+        name: str = "test:7000",
+        policy: Policy | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> AsyncIterator[Life]:
-        """A gateway from start to stop. `drain_s=0` leaves what is under way as a crash would."""
+        """A gateway from start to stop. `drain_s=0` leaves what is under way as a crash would.
+
+        `clock` is that of the policy.
+        """
         database = database or f"sqlite:///{self.folder}/gateway.db"
         inbox = Inbox(await Journal.open(database, MIGRATIONS), name)
         await inbox.open()
@@ -210,6 +271,7 @@ class House:
             {("plain", "default"): codec},
             held_callbacks=held_callbacks,
             locale="zh-CN",
+            gatekeeper=self._gatekeeper(policy, ReplyServiceStub(reply), clock) if policy else None,
             orphan_grace_s=0.2,
         )
         await turns.recover()
@@ -220,6 +282,15 @@ class House:
             await inbox.close()
             await nlp.close()
             await reply.close()
+
+    def policy(self, **settings: Any) -> Policy:
+        """A policy, on a platform that makes everything possible."""
+        given = {key: Names(value) if isinstance(value, str) else value for key, value in settings.items()}
+        return PlainPolicy(**given)
+
+    def _gatekeeper(self, policy: Policy, reply: ReplyServiceStub, clock: Callable[[], float]) -> Gatekeeper:
+        directory = Directory(reply, insist_s=0.5, clock=clock)
+        return Gatekeeper({("plain", "default"): policy}, directory, "zh-CN", clock)
 
 
 @pytest.fixture

@@ -57,6 +57,8 @@ class Chat:
         self.member = member
         self.employed = True
         """Whether the member still works here. Messages to others are refused."""
+        self.departments = [1]
+        """Ids of the departments that the member belongs to."""
         self.entries: deque[Entry] = deque(maxlen=ENTRIES)
         self._clock = clock
         self._ids = ids

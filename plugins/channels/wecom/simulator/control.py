@@ -78,6 +78,11 @@ async def _read(request: web.Request, shape: type[T]) -> T:
         raise ValueError(f"the body is not what is expected here: {error}") from None
 
 
+class _Membership(msgspec.Struct, forbid_unknown_fields=True):
+    departments: list[int] | None = None
+    """None: as before."""
+
+
 class _Control:
     def __init__(self, company: Company) -> None:
         self._company = company
@@ -140,8 +145,15 @@ class _Control:
         return _json([chat.member for chat in self._company.chats.all()])
 
     async def employ(self, request: web.Request) -> web.Response:
-        self._chat(request).employed = True
-        return _json({})
+        asked = await _read(request, _Membership)
+        chat = self._chat(request)
+        chat.employed = True
+        if asked.departments is not None:
+            unknown = set(asked.departments) - self._company.rules.departments.keys()
+            if unknown:
+                raise ValueError(f"departments {sorted(unknown)} are not in the rules: PUT them there first")
+            chat.departments = asked.departments
+        return _json({"departments": chat.departments})
 
     async def dismiss(self, request: web.Request) -> web.Response:
         self._chat(request).employed = False

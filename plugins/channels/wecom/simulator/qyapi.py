@@ -35,9 +35,10 @@ def application(company: Company, clock: Callable[[], float] = time.time) -> web
     app.add_routes(
         [
             web.get("/gettoken", api.gettoken),
-            web.get("/getcallbackip", api.addresses),
+            web.get("/getcallbackip", api.callback_addresses),
             web.get("/get_api_domain_ip", api.addresses),
             web.get("/user/get", api.user),
+            web.get("/department/simplelist", api.departments),
             web.post("/message/send", api.send),
             web.post("/message/recall", api.recall),
             web.post("/message/update_template_card", api.update_template_card),
@@ -155,6 +156,10 @@ class _Api:
 
     # --- Small questions ----------------------------------------------------------------------------------
 
+    async def callback_addresses(self, request: web.Request) -> web.Response:
+        self._authorise(request)
+        return _success(ip_list=self._company.rules.callback_addresses)
+
     async def addresses(self, request: web.Request) -> web.Response:
         self._authorise(request)
         return _success(ip_list=["127.0.0.1"])
@@ -164,7 +169,17 @@ class _Api:
         chat = self._employee(request.query.get("userid", ""))
         if chat is None:
             raise ApiError(60111, "userid not found")
-        return _success(userid=chat.member, name=chat.member, department=[1], status=1)
+        return _success(userid=chat.member, name=chat.member, department=chat.departments, status=1)
+
+    async def departments(self, request: web.Request) -> web.Response:
+        """What lies below one department, itself included; without `id` all."""
+        self._authorise(request)
+        above = self._company.rules.departments
+        asked = request.query.get("id", "")
+        if asked and (not asked.isdigit() or int(asked) not in above):
+            raise ApiError(60003, "department not found")
+        listed = [one for one in above if not asked or int(asked) in _upwards(one, above)]
+        return _success(department_id=[{"id": one, "parentid": above[one], "order": one} for one in listed])
 
     def _employee(self, member: str) -> Chat | None:
         try:
@@ -251,6 +266,15 @@ class _Api:
         return web.Response(
             body=file.data, content_type=file.content_type, headers={"Content-Disposition": disposition}
         )
+
+
+def _upwards(department: int, above: Mapping[int, int]) -> list[int]:
+    """A department and those above it."""
+    found: list[int] = []
+    while department in above and department not in found:
+        found.append(department)
+        department = above[department]
+    return found
 
 
 def _ids(body: Mapping[str, Any], field: str, most: int) -> list[str]:

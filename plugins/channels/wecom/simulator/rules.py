@@ -32,6 +32,10 @@ class Rules(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What one member may be sent in a minute; the excess is dropped without a word (90312)."""
     sends_per_hour: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1000
     """What one member may be sent in an hour; the excess is dropped without a word (90312)."""
+    callback_addresses: list[str] = msgspec.field(default_factory=lambda: ["127.0.0.1"])
+    """Where callbacks are said to come from; they come from this machine all the same (92521)."""
+    departments: dict[int, int] = msgspec.field(default_factory=lambda: {1: 0, 2: 1, 3: 1, 4: 2})
+    """Each department with the one above it; 1 is the company, above which is 0 (95350)."""
 
 
 class Faults(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

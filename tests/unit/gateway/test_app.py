@@ -15,8 +15,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from assistant import plugin
 from assistant.api.crypto.v1 import crypto_pb2
 from assistant.plugin import Callback
+from assistant.policy import Policy
 from assistant.server import Call, Server
-from assistant.settings import Address, Settings, Source, fields
+from assistant.settings import Address, Names, Settings, Source, fields
 from gateway.__main__ import Worker
 from gateway.app import create_app
 from gateway.connection import Connection
@@ -104,7 +105,13 @@ class Gateways:
 
 
 @pytest.fixture
-async def gateways(house: "House", credentials: dict[str, Any]) -> AsyncIterator[Gateways]:
+def policy() -> Policy:
+    """Of the only account: as it is by default."""
+    return Policy()
+
+
+@pytest.fixture
+async def gateways(house: "House", credentials: dict[str, Any], policy: Policy) -> AsyncIterator[Gateways]:
     """Both gateways, serving."""
     channel = plugin.channels()[CHANNEL]
     crypto = Crypto(plugin.load("channels", CHANNEL, "crypto")(_settings(channel.crypto, credentials)))
@@ -113,7 +120,7 @@ async def gateways(house: "House", credentials: dict[str, Any]) -> AsyncIterator
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(Server({service: crypto}, listen=f"unix:{house.folder}/crypto", drain_s=0.0))
         for past in (True, False):
-            app = _app(house.folder, accounts, past=past)
+            app = _app(house.folder, accounts, policy, past=past)
             await stack.enter_async_context(_serving(app, f"{house.folder}/http-{past}", past=past))
         yield Gateways(house.folder)
 
@@ -142,7 +149,7 @@ def _settings(kind: type[Settings], credentials: Mapping[str, Any]) -> Any:
     return source.read(kind, "account")
 
 
-def _app(folder: Path, accounts: Mapping[tuple[str, str], Any], *, past: bool) -> FlaskOnLoop:
+def _app(folder: Path, accounts: Mapping[tuple[str, str], Any], policy: Policy, *, past: bool) -> FlaskOnLoop:
     settings = GatewaySettings(
         listen=Address("127.0.0.1:7000"),
         database=f"sqlite:///{folder}/gateway-{past}.db",
@@ -150,7 +157,10 @@ def _app(folder: Path, accounts: Mapping[tuple[str, str], Any], *, past: bool) -
         reply_target=f"unix:{folder}/reply",
     )
     nlp = f"unix:{folder}/nlp"
-    return create_app(Configuration(settings, NlpSettings(target=nlp), SkillsSettings(target=nlp), accounts))
+    policies = dict.fromkeys(accounts, policy)
+    return create_app(
+        Configuration(settings, NlpSettings(target=nlp), SkillsSettings(target=nlp), accounts, policies=policies)
+    )
 
 
 @pytest.fixture
@@ -287,3 +297,37 @@ async def test_a_message_whose_client_has_gone_is_answered_by_the_api(
         while not house.reply.delivered:
             await asyncio.sleep(0.01)
     assert list(house.reply.delivered.values()) == [["re: slow 0.3"]]
+
+
+class TestWithListedSources:
+    """An account that is called back from some addresses only."""
+
+    @pytest.fixture
+    def policy(self) -> Policy:
+        return Policy(callback_sources=Names("203.0.113.0/24, 2001:db8::/32"))
+
+    @pytest.mark.parametrize("past", [True, False], ids=["past Flask", "by Flask"])
+    @pytest.mark.parametrize(
+        ("address", "status"),
+        [
+            ("203.0.113.9", 200),
+            ("203.0.114.9", 403),
+            ("2001:db8::7", 200),
+            ("203.0.113.9, 203.0.114.9", 403),
+            ("nonsense", 403),
+            ("", 403),
+        ],
+    )
+    async def test_where_the_edge_says_that_a_callback_came_from_counts(
+        self, gateways: Gateways, house: "House", member: Any, past: bool, address: str, status: int
+    ) -> None:
+        """Any other is refused before anything of it is opened, and told which address was seen."""
+        callback, _ = member.callback("hello", "zhang")
+        if address:
+            callback = replace(callback, headers={**callback.headers, "x-client-address": address})
+        answer = await gateways.send("POST", f"/{CHANNEL}", callback, past=past)
+        assert answer[0] == status
+        if status == 403:
+            assert b"SOURCE_NOT_PERMITTED" in answer[2]
+            assert (address or "an unknown address").encode() in answer[2]
+            assert house.engine.requests == []

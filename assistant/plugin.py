@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 import os
 import pkgutil
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -319,8 +320,8 @@ class Simulator(ABC):
         """Settings of a new account on the simulated platform, random, by the names of the settings."""
 
     @abstractmethod
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        """`settings` are those of the account, by name."""
+    def __init__(self, settings: Mapping[str, Any], clock: Callable[[], float] = time.time) -> None:
+        """`settings` are those of the account, by name. `clock` gives Unix time in seconds."""
 
     @abstractmethod
     def callback(self, text: str, member: str) -> tuple[Callback, str]:

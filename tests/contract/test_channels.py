@@ -1,12 +1,14 @@
 """What every channel keeps: its vectors, its own simulator, and no way in for a forged callback."""
 
+import ipaddress
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from importlib import import_module, resources
 from typing import Any
 
+import aiohttp
 import pytest
 from google.protobuf.json_format import MessageToDict, ParseDict
 from hypothesis import HealthCheck, given, settings
@@ -19,13 +21,15 @@ from assistant.errors import (
     InvalidKey,
     MalformedEnvelope,
     MalformedPayload,
+    NotOffered,
     ReceiverMismatch,
     SignatureMismatch,
     StaleCallback,
     Undecryptable,
 )
-from assistant.plugin import Callback, Codec, Crypto, Opened, Simulator
+from assistant.plugin import Callback, Codec, Crypto, Opened, Sender, Simulator
 from assistant.settings import DEFAULT_ACCOUNT, Source
+from assistant.testing import served
 
 CHANNELS = sorted(plugin.channels())
 REFUSALS = (SignatureMismatch, StaleCallback, ReceiverMismatch, MalformedEnvelope, Undecryptable)
@@ -213,6 +217,58 @@ def test_any_live_key_opens(channel: str, account: dict[str, Any]) -> None:
     for settings_, key_id in ((account, "configured"), (new, "new")):
         callback, _ = simulator_class(channel)(settings_).callback("hello", "zhangsan")
         assert facet.open(callback, keys, time.time(), MAX_AGE_S).key_id == key_id
+
+
+@pytest.mark.parametrize("max_age_s", [300, 10])
+@pytest.mark.parametrize("sign", [1, -1], ids=["past", "future"])
+def test_only_fresh_callbacks_are_opened(channel: str, account: dict[str, Any], max_age_s: int, sign: int) -> None:
+    """The window is as wide as the operator says, on either side of now, its last second included."""
+    facet, now = crypto(channel, account), 1_700_000_000
+
+    def opened(age_s: int) -> Opened:
+        platform = simulator_class(channel)(account, clock=lambda: now - sign * age_s)
+        return facet.open(platform.callback("hello", "zhangsan")[0], configured(facet), now, max_age_s)
+
+    assert opened(0).payload
+    assert opened(max_age_s).payload
+    with pytest.raises(StaleCallback) as refused:
+        opened(max_age_s + 1)
+    for words in (f"{max_age_s + 1} s", f"at most {max_age_s} s", "past" if sign > 0 else "future"):
+        assert words in refused.value.message
+
+
+async def test_a_channel_says_what_its_platform_tells(channel: str, account: dict[str, Any]) -> None:
+    """Its policy promises departments and published addresses exactly where its sender can ask for them."""
+    manifest = plugin.channels()[channel]
+    async with served(simulator_class(channel)(account).application("http://127.0.0.1:1/")) as url:
+        given = source(channel, {**account, "api_base": url}).accounts(manifest.sender, channel, manifest.settings())
+        async with aiohttp.ClientSession() as http:
+            facet: Sender = plugin.load("channels", channel, "sender")(given[DEFAULT_ACCOUNT], http)
+            token = (await facet.fetch_token()).value
+            calls = {
+                "departments_of": facet.departments_of("zhangsan", token),
+                "departments": facet.departments(token),
+                "callback_sources": facet.callback_sources(token),
+            }
+            told = {name: await _told(call) for name, call in calls.items()}
+    tells, publishes = manifest.policy.tells_departments, manifest.policy.publishes_sources
+    assert {name: answer is not None for name, answer in told.items()} == {
+        "departments_of": tells,
+        "departments": tells,
+        "callback_sources": publishes,
+    }
+    for network in told["callback_sources"] or ():
+        assert str(ipaddress.ip_network(network)) == network
+    if told["departments"] is not None:
+        assert set(told["departments_of"]) <= set(told["departments"])
+
+
+async def _told(call: Awaitable[Any]) -> Any:
+    """What the platform says; None if it offers no such thing."""
+    try:
+        return await call
+    except NotOffered:
+        return None
 
 
 def _key_of_another(channel: str) -> dict[str, Any]:

@@ -143,7 +143,10 @@ def _check_age(timestamp: str, now: float, max_age_s: float) -> None:
         raise MalformedEnvelope("timestamp is not a number of seconds")
     age_s = now - int(timestamp)
     if abs(age_s) > max_age_s:
-        raise StaleCallback(f"the callback was signed {age_s:.0f} s ago, and at most {max_age_s:.0f} s are accepted")
+        raise StaleCallback(
+            f"the callback was signed {abs(age_s):.0f} s in the {'past' if age_s > 0 else 'future'}, "
+            f"and at most {max_age_s:.0f} s are accepted"
+        )
 
 
 def _envelope(body: bytes) -> Envelope:

@@ -140,9 +140,15 @@ class Sender(Contract):
         return [_network(str(source)) for source in sources]
 
     async def departments_of(self, member_id: str, token: str) -> list[str]:
-        """Of a member within the application's visible range (90196)."""
+        """Those that the application sees (90196). Every member is in one, so with none we must not guess."""
         answer = await self._api.get("user/get", {"access_token": token, "userid": member_id})
-        return [str(department) for department in answer.get("department", ())]
+        departments = answer.get("department")
+        if not isinstance(departments, list) or not departments:
+            raise PlatformMisconfigured(
+                f"WeCom does not tell in which department {member_id!r} is: add whole departments to the app's visible "
+                f"range, not only members / 企业微信未返回成员 {member_id!r} 的部门：请在应用可见范围中添加部门"
+            )
+        return [str(department) for department in departments]
 
     async def departments(self, token: str) -> dict[str, str]:
         """Those within the application's visible range, and what lies below them (95350). 0 is above the root."""

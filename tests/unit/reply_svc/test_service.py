@@ -19,6 +19,8 @@ from assistant.api.reply.v1.reply_pb2 import (
     DeliverReplyRequest,
     FetchMediaRequest,
     GetDeliveryRequest,
+    GetMemberRequest,
+    ListCallbackSourcesRequest,
     ListDeliveriesRequest,
     MediaDescription,
     RecallDeliveryRequest,
@@ -27,9 +29,11 @@ from assistant.api.reply.v1.reply_pb2 import (
     UploadMediaRequest,
 )
 from assistant.plugin import SELF_TEST_MEMBER
+from reply_svc.accounts import DEPARTMENTS_LIFETIME_S
+from reply_svc.clock import Clock
 
 if TYPE_CHECKING:
-    from conftest import Platform, Reply, RunReply
+    from conftest import FastClock, Platform, Reply, RunReply
 
 WECOM = Account(channel="wecom")
 ZHANGSAN = Recipient(member=Member(id="zhangsan"))
@@ -338,3 +342,93 @@ async def test_an_unreachable_platform_is_told(run_reply: "RunReply") -> None:
         response = await reply.stub.CheckAccount(CheckAccountRequest(account=WECOM), timeout=5)
     assert (response.connected, response.error_code) == (False, "")
     assert "not reached" in response.advice
+
+
+# --- Members and addresses --------------------------------------------------------------------------------
+
+
+async def sources(reply: "Reply", account: Account = WECOM) -> list[str]:
+    response = await reply.stub.ListCallbackSources(ListCallbackSourcesRequest(account=account), timeout=5)
+    return list(response.networks)
+
+
+async def departments(reply: "Reply", member: str, account: Account = WECOM) -> set[str]:
+    response = await reply.stub.GetMember(GetMemberRequest(account=account, member_id=member), timeout=5)
+    return set(response.department_ids)
+
+
+async def test_callback_sources_are_those_that_the_platform_publishes(reply: "Reply", platform: "Platform") -> None:
+    """As ranges, asked for each time."""
+    await platform.call("PUT", "rules", {"callback_addresses": ["203.0.113.*", "2001:db8::1"]})
+    assert await sources(reply) == ["203.0.113.0/24", "2001:db8::1/128"]
+    await platform.call("PUT", "rules", {"callback_addresses": ["198.51.100.7"]})
+    assert await sources(reply) == ["198.51.100.7/32"]
+
+
+async def test_a_member_is_in_all_departments_above_their_own(reply: "Reply", platform: "Platform") -> None:
+    """Up to the company itself; which lies within which is asked for once in a while."""
+    await platform.call("PUT", "rules", {"departments": {"1": 0, "2": 1, "3": 1, "4": 2, "5": 4}})
+    await platform.call("PUT", "members/zhangsan", {"departments": [5, 3]})
+    before = (await platform.books())["api_calls"]
+    for member, told in (("zhangsan", {"5", "4", "2", "1", "3"}), ("lisi", {"1"})):
+        assert await departments(reply, member) == told
+    assert (await platform.books())["api_calls"] == before + 4  # gettoken, user/get twice, department/simplelist once
+
+
+async def test_departments_that_lie_within_each_other_end(reply: "Reply", platform: "Platform") -> None:
+    """A list that makes no sense is not followed for ever; a department that is not in it counts by itself."""
+    await platform.call("PUT", "rules", {"departments": {"1": 2, "2": 1, "3": 9}})
+    await platform.call("PUT", "members/zhangsan", {"departments": [1, 3]})
+    assert await departments(reply, "zhangsan") == {"1", "2", "3", "9"}
+
+
+class TestOnAFastClock:
+    """Minutes pass when told."""
+
+    @pytest.fixture
+    def clock(self, fast_clock: "type[FastClock]") -> Clock:
+        return fast_clock(2_000)
+
+    async def test_departments_are_asked_for_again(
+        self, run_reply: "RunReply", platform: "Platform", clock: "FastClock"
+    ) -> None:
+        """A department that was moved counts where it is now, once ten minutes are over."""
+        clock.stand_still()
+        async with run_reply() as reply:
+            await platform.call("PUT", "members/zhangsan", {"departments": [4]})
+            assert await departments(reply, "zhangsan") == {"4", "2", "1"}
+            await platform.call("PUT", "rules", {"departments": {"1": 0, "3": 1, "4": 3}})
+            assert await departments(reply, "zhangsan") == {"4", "2", "1"}
+            clock.go_on()
+            await clock.sleep(DEPARTMENTS_LIFETIME_S)
+            assert await departments(reply, "zhangsan") == {"4", "3", "1"}
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (-1, errors.PlatformUnavailable),
+        (45009, errors.PlatformThrottled),
+        (48002, errors.PlatformMisconfigured),
+        (60011, errors.PlatformRefused),
+    ],
+)
+@pytest.mark.parametrize("interface", ["user/get", "department/simplelist", "getcallbackip"])
+async def test_what_the_platform_refuses_is_told(
+    reply: "Reply", platform: "Platform", interface: str, code: int, error: type[errors.AssistantError]
+) -> None:
+    """As the error that says what to do, with the platform's code."""
+    await platform.faults(only=interface, error_code=code, error_calls=10)
+    with pytest.raises(error) as refused:
+        await (sources(reply) if interface == "getcallbackip" else departments(reply, "zhangsan"))
+    assert refused.value.metadata["error_code"] == str(code)
+
+
+async def test_nobody_is_no_member(reply: "Reply") -> None:
+    """A request that names nobody, or no account of ours, is wrong."""
+    with pytest.raises(errors.InvalidRequest, match="member_id"):
+        await departments(reply, "")
+    with pytest.raises(errors.UnknownAccount):
+        await departments(reply, "zhangsan", Account(channel="other"))
+    with pytest.raises(errors.UnknownAccount):
+        await sources(reply, Account(channel="other"))

@@ -379,3 +379,70 @@ async def test_calls_of_one_sender_run_beside_each_other() -> None:
         await platform.call("PUT", "/simulator/faults", {"latency_ms": 100})
         async with asyncio.timeout(5):
             await asyncio.gather(*(sender.check(token) for _ in range(60)))
+
+
+# --- The company ------------------------------------------------------------------------------------------
+
+
+async def test_callback_sources_are_ranges() -> None:
+    """Whichever way the platform writes an address or a range, of both families."""
+    async with on_simulator() as (sender, platform):
+        token = (await sender.fetch_token()).value
+        assert await sender.callback_sources(token) == ["127.0.0.1/32"]
+        given = ["101.226.103.*", "101.227.*.*", "182.254.11.176", "101.226.62.0/26", " 2001:db8::1", "2001:db8:1::/48"]
+        await platform.call("PUT", "/simulator/rules", {"callback_addresses": given})
+        assert await sender.callback_sources(token) == [
+            "101.226.103.0/24",
+            "101.227.0.0/16",
+            "182.254.11.176/32",
+            "101.226.62.0/26",
+            "2001:db8::1/128",
+            "2001:db8:1::/48",
+        ]
+
+
+@pytest.mark.parametrize(
+    "answer", [{}, {"ip_list": []}, {"ip_list": "1.2.3.4"}, {"ip_list": ["1.2.*.4"]}, {"ip_list": ["?"]}]
+)
+async def test_callback_sources_that_make_no_sense_are_refused(answer: dict[str, Any]) -> None:
+    """A list of which a part cannot be read is none: callers keep the one before."""
+    async with answering(saying({"errcode": 0, **answer})) as sender:
+        with pytest.raises(errors.PlatformMisconfigured, match="callbacks come from"):
+            await sender.callback_sources(TOKEN)
+
+
+async def test_departments_are_told() -> None:
+    """Those that a member is in, and which lies within which."""
+    async with on_simulator() as (sender, platform):
+        token = (await sender.fetch_token()).value
+        assert await sender.departments_of("zhangsan", token) == ["1"]
+        await platform.call("PUT", "/simulator/members/zhangsan", {"departments": [3, 4]})
+        assert await sender.departments_of("ZhangSan", token) == ["3", "4"]
+        assert await sender.departments(token) == {"1": "", "2": "1", "3": "1", "4": "2"}
+
+
+async def test_a_company_may_have_as_many_departments_as_the_platform_allows() -> None:
+    """An answer of a megabyte and more arrives in pieces, and is read to its end."""
+    async with on_simulator() as (sender, platform):
+        token = (await sender.fetch_token()).value
+        above = {str(number): number // 2 for number in range(1, 30_001)}
+        await platform.call("PUT", "/simulator/rules", {"departments": above})
+        told = await sender.departments(token)
+        assert told == {number: str(department) if department else "" for number, department in above.items()}
+
+
+async def test_a_member_who_is_not_there_is_refused() -> None:
+    """With the platform's code and advice."""
+    async with on_simulator() as (sender, platform):
+        token = (await sender.fetch_token()).value
+        await platform.call("DELETE", "/simulator/members/zhangsan")
+        with pytest.raises(errors.PlatformRefused, match="60111"):
+            await sender.departments_of("zhangsan", token)
+
+
+@pytest.mark.parametrize("answer", [{}, {"department": []}, {"department": None}])
+async def test_a_member_without_departments_is_not_guessed_about(answer: dict[str, Any]) -> None:
+    """The platform tells only departments that the application may see; every member is in one."""
+    async with answering(saying({"errcode": 0, "userid": "zhangsan", **answer})) as sender:
+        with pytest.raises(errors.PlatformMisconfigured, match="visible range"):
+            await sender.departments_of("zhangsan", TOKEN)

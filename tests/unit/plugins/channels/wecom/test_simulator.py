@@ -883,6 +883,23 @@ async def test_small_questions_are_answered(world: World) -> None:
     assert (await world.api("user/get", method="GET", query="&userid=no%20body"))["errcode"] == 60111
 
 
+async def test_the_company_has_departments(world: World) -> None:
+    """Members move between them; the list can be asked for from one downwards."""
+
+    async def listed(query: str = "") -> list[int]:
+        answer = await world.api("department/simplelist", method="GET", query=query)
+        return [one["id"] for one in answer["department_id"]]
+
+    assert await listed() == [1, 2, 3, 4]
+    assert await listed("&id=2") == [2, 4]
+    assert (await world.api("department/simplelist", method="GET", query="&id=9"))["errcode"] == 60003
+    assert await world.call("PUT", "/simulator/members/lisi", {"departments": [2, 3]}) == {"departments": [2, 3]}
+    assert await world.call("PUT", "/simulator/members/lisi") == {"departments": [2, 3]}
+    assert (await world.api("user/get", method="GET", query="&userid=lisi"))["department"] == [2, 3]
+    with pytest.raises(AssertionError, match="departments \\[9\\] are not in the rules"):
+        await world.call("PUT", "/simulator/members/lisi", {"departments": [9]})
+
+
 # --- Faults of the API ------------------------------------------------------------------------------------
 
 

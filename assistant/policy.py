@@ -27,7 +27,7 @@ class Policy(Settings, frozen=True, kw_only=True):
         Names,
         Meta(
             description="ids of members who may use the assistant, with commas between them. "
-            "With nothing allowed by name, everybody may who is not denied"
+            "While none of the three lists of `allow` names anything, everybody may who is not denied"
         ),
     ] = Names()
     allow_departments: Annotated[

@@ -71,17 +71,18 @@ class Gatekeeper:
         return cls(asked, directory, locale) if asked else None
 
     async def refuse(
-        self, message: InboundMessage, conversation: Conversation
+        self, message: InboundMessage, conversation: Conversation, *, retried: bool
     ) -> tuple[TurnRecord, AssistantError | None] | None:
         """How the turn of a message ends that is not to be put to the engine. None: it is.
 
-        With an error nobody decided so: whether the member may is not known.
+        With an error nobody decided so: whether the member may is not known. `retried`: an operator wants it
+        answered after all, however much the member has sent.
         """
         rules = self._rules.get((message.account.channel, message.account.name))
         # Who plays the self-test has the account's keys, and is no member.
         if rules is None or message.sender.id == SELF_TEST_MEMBER:
             return None
-        refusal = await rules.refuse(message, message.locale or self._locale)
+        refusal = await rules.refuse(message, message.locale or self._locale, limited=not retried)
         if refusal is None:
             return None
         _count(message.account.channel, refusal.reason).inc()
@@ -110,9 +111,9 @@ class _Rules:
         self._deny_groups = _set(policy.deny_groups)
         self._allows_everybody = not (self._allow_members or self._allow_departments or self._allow_groups)
 
-    async def refuse(self, message: InboundMessage, locale: str) -> _Refusal | None:
+    async def refuse(self, message: InboundMessage, locale: str, *, limited: bool) -> _Refusal | None:
         member = self._same(message.sender.id)
-        if self._limiter is not None and not self._limiter.take(member):
+        if limited and self._limiter is not None and not self._limiter.take(member):
             return _Refusal(TOO_MANY, patience(locale) if self._limiter.tell(member) else "")
         if not self._restricts:
             return None

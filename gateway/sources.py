@@ -109,10 +109,10 @@ class _List:
         if self.asks_platform and not self._published:
             _count_unchecked(self.account.channel).inc()
             return
-        among = f" nor among the {len(self._published)} ranges that the platform publishes" if self._published else ""
+        among = f", nor in the {len(self._published)} that the platform publishes" if self._published else ""
         raise SourceNotPermitted(
-            f"callbacks are not accepted from {address or 'an unknown address'}: it is not in {self._setting}{among}. "
-            "If this is the address of a proxy in front of Envoy, set edge.trusted_hops"
+            f"callbacks are not accepted from {address or 'an unknown address'}: "
+            f"it is in no range of {self._setting}{among}. If it is a proxy in front of Envoy, set edge.trusted_hops"
         )
 
     def publish(self, networks: list[Network]) -> None:

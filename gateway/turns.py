@@ -317,8 +317,7 @@ class Turns:
             if turn.blocked:
                 await self._wait_for_other_gateways(turn)
             conversation = await self._conversations.get(turn.lane)
-            gatekeeper = self._gatekeeper
-            refused = await gatekeeper.refuse(turn.message, conversation) if gatekeeper is not None else None
+            refused = None if self._gatekeeper is None else await self._refused(turn, conversation, self._gatekeeper)
             record, failure = refused or await self._think(turn, conversation)
             await self._tell(turn, conversation, record, failure)
         except Exception as error:
@@ -334,6 +333,12 @@ class Turns:
         while turn.row is not None and await self._inbox.blocked(turn.row):
             await asyncio.sleep(pause_s)
             pause_s = min(0.2, pause_s * 1.5)
+
+    async def _refused(
+        self, turn: Turn, conversation: Conversation, gatekeeper: Gatekeeper
+    ) -> tuple[TurnRecord, AssistantError | None] | None:
+        retried = turn.row is not None and bool(turn.row.result)  # it was over once
+        return await gatekeeper.refuse(turn.message, conversation, retried=retried)
 
     async def _think(self, turn: Turn, conversation: Conversation) -> tuple[TurnRecord, AssistantError | None]:
         record, failure, state = TurnRecord(), None, conversation.state

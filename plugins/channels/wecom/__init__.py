@@ -70,6 +70,17 @@ class Policy(ChannelPolicy, frozen=True, kw_only=True):
     publishes_sources = True
     ignores_case = True  # of a userid: 90196
 
+    def __post_init__(self) -> None:
+        # The method that msgspec gives this class knows no `super()`.
+        ChannelPolicy.__post_init__(self)
+        for name in ("allow_departments", "deny_departments"):
+            for department in getattr(self, name).split_up():
+                if not department.isdecimal():
+                    raise ValueError(
+                        f"{name} has {department!r}, and the id of a department is a number: "
+                        "console, 通讯录 > the department > ⋯ shows it as 部门ID"
+                    )
+
 
 def check_key(token: str, aeskey: str) -> None:
     """Raises ValueError, naming the fix, for a Token or an EncodingAESKey that the console cannot have shown.

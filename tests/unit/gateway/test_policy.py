@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from assistant.api.storage.v1.storage_pb2 import TurnRecord
-from assistant.errors import PlatformRefused, PlatformUnavailable
+from assistant.errors import EngineUnavailable, PlatformRefused, PlatformUnavailable
 from assistant.plugin import SELF_TEST_MEMBER
 from gateway.directory import FRESH_S, STALE_S
 from gateway.inbox import InboxState
@@ -239,6 +239,18 @@ async def test_too_many_messages_are_answered_with_one_request_for_patience(hous
         assert "过一分钟再发" in (await life.say("hello", number="10") or "")
     assert len(house.engine.requests) == 6
     assert house.reply.delivered == {}
+
+
+async def test_an_operators_retry_is_not_limited(house: "House") -> None:
+    """Whoever has sent too much since is answered all the same, and may still not do what they may not."""
+    house.engine.failing = EngineUnavailable("down")
+    async with house.life(policy=house.policy(messages_per_minute=1), clock=Clock()) as life:
+        await life.say("fail 1", budget_s=8.0)
+        assert (await row(life)).state == InboxState.DEAD
+        house.engine.failing = None
+        assert await life.turns.retry(KEY)
+        assert (await row(life)).state == InboxState.ANSWERED
+    assert house.reply.delivered == {KEY: ["re: fail 1"]}
 
 
 async def test_who_is_denied_is_limited_as_well(house: "House") -> None:

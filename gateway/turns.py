@@ -337,7 +337,7 @@ class Turns:
     async def _refused(
         self, turn: Turn, conversation: Conversation, gatekeeper: Gatekeeper
     ) -> tuple[TurnRecord, AssistantError | None] | None:
-        retried = turn.row is not None and bool(turn.row.result)  # it was over once
+        retried = turn.row is not None and turn.row.result is not None  # it was over once
         return await gatekeeper.refuse(turn.message, conversation, retried=retried)
 
     async def _think(self, turn: Turn, conversation: Conversation) -> tuple[TurnRecord, AssistantError | None]:

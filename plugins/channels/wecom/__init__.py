@@ -71,8 +71,7 @@ class Policy(ChannelPolicy, frozen=True, kw_only=True):
     ignores_case = True  # of a userid: 90196
 
     def __post_init__(self) -> None:
-        # The method that msgspec gives this class knows no `super()`.
-        ChannelPolicy.__post_init__(self)
+        super().__post_init__()
         for name in ("allow_departments", "deny_departments"):
             for department in getattr(self, name).split_up():
                 if not department.isdecimal():

@@ -91,12 +91,25 @@ class Configuration:
         return cls(load_tables(file), file)
 
     def accounts(self) -> dict[str, list[str]]:
-        """The names of the configured accounts of each channel that has any."""
+        """The names of the configured accounts of each channel that has any.
+
+        Nothing but a policy is no account: it is for the simulated one.
+        """
         found = {
-            name: list(self.source.accounts(Settings, name, manifest.settings()))
-            for name, manifest in plugin.channels().items()
+            name: [account for account in self._given(name, Settings) if not self._is_policy_alone(name, account)]
+            for name in plugin.channels()
         }
         return {name: accounts for name, accounts in found.items() if accounts}
+
+    def _given(self, channel: str, part: type[Settings]) -> dict[str, Settings]:
+        """A part of all accounts of which anything is given. Raises InvalidSetting."""
+        return self.source.accounts(part, channel, channel_manifest(channel).settings())
+
+    def _is_policy_alone(self, channel: str, account: str) -> bool:
+        manifest = channel_manifest(channel)
+        others = manifest.settings() - fields(manifest.policy).keys()
+        section = account_section(channel, account)
+        return account == DEFAULT_ACCOUNT and not any(self.source.origin(section, name) for name in others)
 
     def account(self, channel: str, account: str) -> dict[str, Any]:
         """All settings of one account, by name. Raises InvalidSetting, UnknownChannel or UnknownAccount."""
@@ -109,10 +122,14 @@ class Configuration:
         """Every setting as it is in force, channels last. Raises InvalidSetting."""
         for section, cls in sections().items():
             yield from self._shown(section, fields(cls), msgspec.structs.asdict(self._read(section, cls)))
-        for channel, accounts in self.accounts().items():
-            described = account_fields(channel_manifest(channel))
-            for account in accounts:
-                yield from self._shown(account_section(channel, account), described, self.account(channel, account))
+        configured = self.accounts()
+        for channel, manifest in plugin.channels().items():
+            for account, policy in self._given(channel, manifest.policy).items():
+                section = account_section(channel, account)
+                if account in configured.get(channel, ()):
+                    yield from self._shown(section, account_fields(manifest), self.account(channel, account))
+                else:
+                    yield from self._shown(section, fields(manifest.policy), msgspec.structs.asdict(policy))
 
     def problems(self) -> list[str]:
         """Everything that is wrong, each with its fix."""
@@ -126,6 +143,9 @@ class Configuration:
         for channel in self._table("channels"):
             with _collecting(found):
                 channel_manifest(channel)
+        for channel, manifest in plugin.channels().items():
+            with _collecting(found):
+                self._given(channel, manifest.policy)
         for channel, accounts in self.accounts().items():
             for account in accounts:
                 for facet in facets(channel_manifest(channel)):
@@ -138,7 +158,7 @@ class Configuration:
         return self.source.read(cls, section, exact=not has_sections_inside)
 
     def _facet(self, channel: str, account: str, facet: type[Settings]) -> Settings:
-        accounts = self.source.accounts(facet, channel, channel_manifest(channel).settings())
+        accounts = self._given(channel, facet)
         if account not in accounts:
             raise UnknownAccount(_no_account(channel, account))
         return accounts[account]

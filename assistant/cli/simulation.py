@@ -38,13 +38,15 @@ def simulated_channel(configuration: Configuration) -> str:
 def with_simulation(configuration: Configuration) -> Configuration:
     """The configuration that the mesh runs with: where nothing is configured, an account of the simulated platform.
 
+    Its policy is the one that was set.
     Raises InvalidSetting.
     """
     channel = simulated_channel(configuration)
     if not channel:
         return configuration
     settings = configuration.source.read(SimulatorSettings, "simulator")
-    account = {**_credentials(channel), "api_base": f"http://{settings.listen}"}
+    policy = configuration.tables.get("channels", {}).get(channel, {})
+    account = {**policy, **_credentials(channel), "api_base": f"http://{settings.listen}"}
     return Configuration({**configuration.tables, "channels": {channel: account}}, configuration.file)
 
 

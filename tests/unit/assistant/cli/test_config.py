@@ -144,3 +144,29 @@ def test_help_names_every_option_of_a_channel(cli: Cli) -> None:
     for option in ("--corpid", "--secret", "--token", "--aeskey", "--agentid", "--account"):
         assert option in shown
     assert "channels.wecom" in cli("config", "set", "--help").stdout
+
+
+def test_a_policy_can_be_tried_before_there_is_an_account(cli: Cli) -> None:
+    """It is checked, shown, and that of the simulated account; a wrong one changes nothing."""
+    done = cli("config", "set", "channels.wecom", "--allow-departments", "2")
+    assert done.returncode == 0, done.stderr
+    wrong = cli("config", "set", "channels.wecom", "--callback-sources", "platfrom")
+    assert wrong.returncode == 1
+    assert "'platfrom'" in wrong.stderr
+    assert cli("config", "validate").returncode == 0
+    assert cli("config", "get", "channels.wecom.allow_departments").stdout == "2\n"
+    shown = {row["name"] for row in json.loads(cli("config", "list", "--json").stdout)}
+    assert "channels.wecom.allow_departments" in shown
+    assert "channels.wecom.corpid" not in shown
+    account = cli("container", "account", environment={"AI_ASSISTANT_SIMULATOR_LISTEN": "simulator:7050"})
+    assert tomllib.loads(account.stdout)["channels"]["wecom"]["allow_departments"] == "2"
+
+
+def test_a_policy_is_checked_with_its_account(cli: Cli) -> None:
+    """A wrong one is named beside whatever else is wrong."""
+    cli("config", "set", "channels.wecom", *ACCOUNT)
+    environment = {"WECOM_ALLOW_DEPARTMENTS": "研发部", "WECOM_AGENTID": "none"}
+    wrong = cli("config", "validate", environment=environment)
+    assert wrong.returncode == 1
+    assert "allow_departments has '研发部'" in wrong.stderr
+    assert "WECOM_AGENTID is wrong" in wrong.stderr

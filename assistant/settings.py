@@ -75,11 +75,12 @@ class Names(str):
         words = given if isinstance(given, list) else [given]
         if not all(isinstance(word, str | int) and not isinstance(word, bool) for word in words):
             raise ValueError(f"expected words with commas between them, such as 'a, b', got {given!r}")
-        return super().__new__(cls, ", ".join(str(word) for word in words))
+        parts = ",".join(str(word) for word in words).split(",")
+        return super().__new__(cls, ", ".join(word for part in parts if (word := part.strip())))
 
     def split_up(self) -> list[str]:
         """Each word by itself."""
-        return [word for part in self.split(",") if (word := part.strip())]
+        return self.split(", ") if self else []
 
 
 def home() -> Path:

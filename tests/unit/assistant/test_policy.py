@@ -30,11 +30,20 @@ def test_nothing_is_restricted_by_default() -> None:
 
 @pytest.mark.parametrize(
     ("given", "names"),
-    [("2, 3", ["2", "3"]), ("2,3,", ["2", "3"]), ([2, 3], ["2", "3"]), (["2", "3"], ["2", "3"]), (2, ["2"]), ("", [])],
+    [
+        ("2, 3", ["2", "3"]),
+        ("2,3,", ["2", "3"]),
+        ([2, 3], ["2", "3"]),
+        (["2", "3"], ["2", "3"]),
+        (2, ["2"]),
+        ("", []),
+        (" , ", []),
+    ],
 )
 def test_a_list_is_written_as_one_likes(given: Any, names: list[str]) -> None:
     """As words with commas between them, as a TOML list of words or numbers, or as one number."""
-    policy = read(allow_departments=given)
+    policy = read(allow_departments=given, callback_sources=",")
+    assert policy.callback_sources == ""
     assert policy.allow_departments.split_up() == names
     assert policy.restricts_members == bool(names)
 

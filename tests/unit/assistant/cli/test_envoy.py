@@ -207,13 +207,15 @@ async def test_bodies_are_limited(edge: Edge) -> None:
 
 
 async def test_the_edge_says_who_called_and_when(edge: Edge) -> None:
-    """A caller can neither choose the request's id nor its time of arrival."""
+    """A caller can choose neither the request's id nor its time of arrival nor where it comes from."""
     forged = {"x-request-id": "forged", "x-request-start": "t=1", "x-envoy-retry-on": "5xx"}
+    forged |= {"x-client-address": "203.0.113.9", "x-forwarded-for": "203.0.113.9"}
     async with edge.behind(ok) as client, client.get("/wecom", headers=forged) as answer:
         seen = {name.lower(): value for name, value in (await answer.json())["headers"].items()}
         assert seen["x-request-id"] == answer.headers["x-request-id"] != "forged"
     assert abs(float(seen["x-request-start"].removeprefix("t=")) - time.time()) < 60
     assert "x-envoy-retry-on" not in seen
+    assert seen["x-client-address"] == "127.0.0.1"
 
 
 async def test_a_callback_outlives_a_restart_of_the_gateway(edge: Edge) -> None:

@@ -14,7 +14,7 @@ wrong setting, where it stands, what is wrong and how to mend it.
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -122,7 +122,7 @@ class Source:
         """Where the value of a setting comes from: a variable or the file. Empty: nobody gave one."""
         prefix = section.upper().replace(".", "_") + "_"
         variables = self._variables(
-            prefix.removeprefix("CHANNELS_") if section.startswith("channels.") else PREFIX + prefix
+            prefix.removeprefix("CHANNELS_") if section.startswith("channels.") else PREFIX + prefix, {key}
         )
         if key in variables:
             return variables[key][0]
@@ -141,7 +141,7 @@ class Source:
         the rest is not its business.
         """
         prefix = f"{PREFIX}{section.upper().replace('.', '_')}_"
-        table, variables = self._table(section), self._variables(prefix)
+        table, variables = self._table(section), self._variables(prefix, fields(cls))
         if not exact:
             table = {key: value for key, value in table.items() if key in fields(cls)}
             variables = {key: value for key, value in variables.items() if key in fields(cls)}
@@ -156,7 +156,7 @@ class Source:
         section = f"channels.{channel}"
         table = dict(self._table(section))
         named = table.pop(_ACCOUNTS, {})
-        variables = self._variables(f"{channel.upper()}_")
+        variables = self._variables(f"{channel.upper()}_", known)
         given: dict[str, tuple[str, Mapping[str, Any], Mapping[str, tuple[str, str]]]] = {
             name: (f"{section}.{_ACCOUNTS}.{name}", values, {}) for name, values in named.items()
         }
@@ -175,13 +175,16 @@ class Source:
                 raise InvalidSetting(f"{section} in {self._origin} is a value: write it as a table [{section}]")
         return table
 
-    def _variables(self, prefix: str) -> dict[str, tuple[str, str]]:
-        """Key -> (name of the variable, value) for the variables that begin with the prefix."""
+    def _variables(self, prefix: str, known: Collection[str]) -> dict[str, tuple[str, str]]:
+        """Key -> (name of the variable, value) for the variables that begin with the prefix.
+
+        `known` are names of settings: one that ends with "_file" itself names no file that holds it.
+        """
         found: dict[str, tuple[str, str]] = {}
         for name, value in self._environ.items():
             if name.startswith(prefix) and value:
                 key = name[len(prefix) :].lower()
-                if not key.endswith("_file"):
+                if key in known or not key.endswith("_file"):
                     found[key] = (name, value)
                 elif secret := _secret_file(name, value):
                     found.setdefault(key.removesuffix("_file"), (name, secret))

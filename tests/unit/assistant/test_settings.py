@@ -44,6 +44,21 @@ def test_the_environment_wins_over_a_mounted_file_and_that_over_the_file(tmp_pat
     assert source(environ, example=table).read(Example, "example").secret == "from the environment"
 
 
+def test_a_setting_may_itself_be_called_file(tmp_path: Path) -> None:
+    """A variable that ends with _FILE is a setting's own where one has that name, else names a file that holds it."""
+
+    class Keys(Settings, frozen=True, kw_only=True):
+        keys_file: Path
+
+    given = {"AI_ASSISTANT_EXAMPLE_KEYS_FILE": str(tmp_path / "keys.json")}
+    assert source(given).read(Keys, "example").keys_file == tmp_path / "keys.json"
+    assert source(given).origin("example", "keys_file") == "AI_ASSISTANT_EXAMPLE_KEYS_FILE"
+    mounted = tmp_path / "mounted"
+    mounted.write_text("/keys.json\n")
+    given = {"AI_ASSISTANT_EXAMPLE_KEYS_FILE_FILE": str(mounted)}
+    assert source(given).read(Keys, "example").keys_file == Path("/keys.json")
+
+
 def test_values_of_the_environment_are_read_by_their_type() -> None:
     """A variable is text; what it means is the setting's type."""
     environ = {

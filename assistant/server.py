@@ -7,7 +7,8 @@ streamed requests the first argument is an async iterator. AssistantErrors trave
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Coroutine
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
 from http.server import ThreadingHTTPServer
 from time import monotonic
 from types import MappingProxyType, TracebackType
@@ -31,6 +32,8 @@ __all__ = ["Call", "Health", "Server", "Servicers", "run", "serve"]
 
 _HEALTH: Any = health_pb2.DESCRIPTOR.services_by_name["Health"]
 _GRACE_S = 10.0
+_TURN_S = 1.0
+"""A loop that takes longer to come round hangs."""
 _OPTIONS = (
     *wire.OPTIONS,
     ("grpc.so_reuseport", 0),  # or a second process would silently share the port
@@ -88,8 +91,20 @@ class Server:
                 "address, or move all ports with AI_ASSISTANT_PORT_OFFSET"
             ) from error
         if self._admin is not None:
-            self._http = telemetry.serve_admin(self._admin, lambda: self.health.serving(""))
+            checks = {"/healthz": lambda: self.health.serving(""), "/livez": self._loop_turns()}
+            self._http = telemetry.serve_admin(self._admin, checks)
         await self._grpc.start()
+
+    def _loop_turns(self) -> Callable[[], bool]:
+        """A check whether this loop still turns, for those who cannot ask over gRPC, asked in another thread."""
+        loop = asyncio.get_running_loop()
+
+        def turns() -> bool:
+            turned = threading.Event()
+            loop.call_soon_threadsafe(turned.set)
+            return turned.wait(_TURN_S)
+
+        return turns
 
     async def stop(self) -> None:
         """Say that nothing new is welcome, answer what arrives for a while, finish, and stop."""

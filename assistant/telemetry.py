@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from http.server import ThreadingHTTPServer
@@ -172,9 +172,10 @@ def _described(exception: BaseException) -> dict[str, Any]:
     }
 
 
-def serve_admin(listen: Address, healthy: Callable[[], bool]) -> ThreadingHTTPServer:
-    """Serve `/metrics`, `/healthz` (200 or 503) and profiles in a daemon thread, until its `shutdown()`.
+def serve_admin(listen: Address, checks: Mapping[str, Callable[[], bool]]) -> ThreadingHTTPServer:
+    """Serve `/metrics`, profiles and checks in a daemon thread, until its `shutdown()`.
 
+    A check is a path that is answered 200 or 503; it is asked in a thread of its own, and may wait.
     Raises InvalidSetting if the address is taken.
     """
 
@@ -186,7 +187,8 @@ def serve_admin(listen: Address, healthy: Callable[[], bool]) -> ThreadingHTTPSe
             if self.path.startswith(profiling.PATH):
                 self._profile()
                 return
-            self.send_response(404 if self.path != "/healthz" else 200 if healthy() else 503)
+            check = checks.get(self.path)
+            self.send_response(404 if check is None else 200 if check() else 503)
             self.send_header("Content-Length", "0")
             self.end_headers()
 

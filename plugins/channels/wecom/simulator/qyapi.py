@@ -6,6 +6,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from email.utils import formatdate
 from typing import Any
 from urllib.parse import quote
 
@@ -61,10 +62,13 @@ class _Desk:
         self._company.books.api_calls += 1
         interface = request.path.removeprefix("/cgi-bin/")
         try:
-            return await self._with_faults(interface, request, handler)
+            response = await self._with_faults(interface, request, handler)
         except ApiError as error:
             self._company.books.api_errors += 1
-            return web.json_response(_failure(error, request.remote or ""))
+            response = web.json_response(_failure(error, request.remote or ""))
+        if late_s := self._company.faults.date_late_s:
+            response.headers["Date"] = formatdate(self._clock() - late_s, usegmt=True)
+        return response
 
     async def _with_faults(self, interface: str, request: web.Request, handler: Handler) -> web.StreamResponse:
         faults = self._company.faults

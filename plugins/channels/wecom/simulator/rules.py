@@ -55,6 +55,8 @@ class Faults(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Calls get no answer until this ends or the caller gives up."""
     drop_connection: Literal["", "before", "after"] = ""
     """The connection breaks before the call is looked at, or after it was carried out."""
+    date_late_s: Amount = 0
+    """The Date of the API's answers is this many seconds behind, as if the caller's clock were ahead."""
     calls_per_minute: Count = 0
     """More calls of one interface within a minute get errcode 45009 for a minute. 0: no limit."""
     wrong_signature: bool = False

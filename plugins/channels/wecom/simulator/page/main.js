@@ -195,7 +195,7 @@ function openKinds(open) {
 
 // --- The platform ---
 
-const API_FAULTS = ["only", "latency_ms", "error_code", "error_calls", "http_status", "calls_per_minute", "drop_connection", "hang"];
+const API_FAULTS = ["only", "latency_ms", "error_code", "error_calls", "http_status", "calls_per_minute", "date_late_s", "drop_connection", "hang"];
 const CALLBACK_FAULTS = ["age_s", "wrong_signature", "wrong_receiver", "twice", "out_of_order", "plus_as_space"];
 const PRESETS = [
   ["allWell", {}],

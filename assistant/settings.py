@@ -153,6 +153,22 @@ class Source:
         `known` are the names of all settings that the channel has: `cls` may have fewer, the part that one
         service is given. Raises InvalidSetting.
         """
+        return {
+            name: _build(cls, where, values, environment, self._origin, known)
+            for name, (where, values, environment) in self._accounts(channel, known).items()
+        }
+
+    def given_accounts(self, channel: str, known: frozenset[str]) -> dict[str, dict[str, Any]]:
+        """What was given of each account, by the names of the settings, whatever it is worth. Raises InvalidSetting."""
+        return {
+            name: {**values, **{key: raw for key, (_, raw) in variables.items() if key in known}}
+            for name, (_, values, variables) in self._accounts(channel, known).items()
+        }
+
+    def _accounts(
+        self, channel: str, known: frozenset[str]
+    ) -> dict[str, tuple[str, Mapping[str, Any], Mapping[str, tuple[str, str]]]]:
+        """What is given of each account: its section, values of the file, variables."""
         section = f"channels.{channel}"
         table = dict(self._table(section))
         named = table.pop(_ACCOUNTS, {})
@@ -162,10 +178,7 @@ class Source:
         }
         if table or any(key in known for key in variables):
             given[DEFAULT_ACCOUNT] = (section, table, variables)
-        return {
-            name: _build(cls, where, values, environment, self._origin, known)
-            for name, (where, values, environment) in given.items()
-        }
+        return given
 
     def _table(self, section: str) -> Mapping[str, Any]:
         table: Mapping[str, Any] = self._tables

@@ -64,6 +64,11 @@ def account_section(channel: str, account: str) -> str:
     return f"channels.{channel}" + ("" if account == DEFAULT_ACCOUNT else f".accounts.{account}")
 
 
+def callback_path(channel: str, account: str) -> str:
+    """Where the platform of an account calls: below the edge's address."""
+    return f"/{channel}" + ("" if account == DEFAULT_ACCOUNT else f"/{account}")
+
+
 @dataclass(frozen=True)
 class Setting:
     """One setting as it is in force."""
@@ -96,8 +101,12 @@ class Configuration:
         Nothing but a policy is no account: it is for the simulated one.
         """
         found = {
-            name: [account for account in self._given(name, Settings) if not self._is_policy_alone(name, account)]
-            for name in plugin.channels()
+            name: [
+                account
+                for account in self.source.given_accounts(name, manifest.settings())
+                if not self._is_policy_alone(name, account)
+            ]
+            for name, manifest in plugin.channels().items()
         }
         return {name: accounts for name, accounts in found.items() if accounts}
 
@@ -133,6 +142,14 @@ class Configuration:
 
     def problems(self) -> list[str]:
         """Everything that is wrong, each with its fix."""
+        found = self.section_problems()
+        for channel, accounts in self.accounts().items():
+            for account in accounts:
+                found += self.account_problems(channel, account)
+        return list(dict.fromkeys(found))
+
+    def section_problems(self) -> list[str]:
+        """What is wrong outside of accounts."""
         found: list[str] = []
         known = sections()
         with _collecting(found):
@@ -143,15 +160,25 @@ class Configuration:
         for channel in self._table("channels"):
             with _collecting(found):
                 channel_manifest(channel)
+        configured = self.accounts()
         for channel, manifest in plugin.channels().items():
-            with _collecting(found):
-                self._given(channel, manifest.policy)
-        for channel, accounts in self.accounts().items():
-            for account in accounts:
-                for facet in facets(channel_manifest(channel)):
-                    with _collecting(found):
-                        self._facet(channel, account, facet)
+            if channel not in configured:
+                with _collecting(found):
+                    self._given(channel, manifest.policy)
         return list(dict.fromkeys(found + self._unknown(known)))
+
+    def account_problems(self, channel: str, account: str) -> list[str]:
+        """What is wrong with one account."""
+        found: list[str] = []
+        for facet in facets(channel_manifest(channel)):
+            with _collecting(found):
+                self._facet(channel, account, facet)
+        return list(dict.fromkeys(found))
+
+    def given_account(self, channel: str, account: str) -> dict[str, Any]:
+        """The settings of an account as they were given, whatever they are worth. None: not given."""
+        given = self.source.given_accounts(channel, channel_manifest(channel).settings())
+        return {name: given.get(account, {}).get(name) for name in account_fields(channel_manifest(channel))}
 
     def _read(self, section: str, cls: type[Settings]) -> Settings:
         has_sections_inside = any(name.startswith(f"{section}.") for name in sections())

@@ -111,12 +111,20 @@ def test_a_setting_that_is_not_there_is_said_so(cli: Cli) -> None:
 def test_validate_names_everything_that_is_wrong(cli: Cli, tmp_path: Path) -> None:
     """All problems are told at once, each with what to do."""
     (tmp_path / "config.toml").write_text(
-        '[gatway]\nx = 1\n[gateway]\nhistory_turns = -1\nlocal = "en"\n[channels.wecom]\ncorpid = "x"\n'
+        '[gatway]\nx = 1\n[gateway]\nhistory_turns = -1\nlocal = "en"\n[channels.wecom]\ncorpid = "x"\nagent = 1\n'
         "[channels.wechat]\na = 1\n[skills.clok]\na = 1\n"
     )
     done = cli("config", "validate")
     assert done.returncode == 1
-    for said in ("gatway", "did you mean 'gateway'", "history_turns", "locale", "corpid", "wecom.token is missing"):
+    for said in (
+        "gatway",
+        "did you mean 'gateway'",
+        "history_turns",
+        "locale",
+        "corpid",
+        "wecom.token is missing",
+        "wecom.agent",
+    ):
         assert said in done.stderr
     assert "no channel 'wechat' is installed" in done.stderr
     assert "skills.clok" in done.stderr

@@ -11,6 +11,7 @@ point in the group `ai_assistant.<kind>`: `name = "package:manifest"`.
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import pkgutil
 import time
@@ -26,8 +27,9 @@ from assistant.api.reply.v1.reply_pb2 import MediaDescription, MediaKind
 from assistant.api.skill.v1.skill_pb2 import InvokeSkillRequest, InvokeSkillResponse
 from assistant.api.skill.v1.skill_pb2 import Skill as SkillDescription
 from assistant.errors import NotOffered, UnknownPlugin
+from assistant.findings import Finding, Remedy, Text, same
 from assistant.policy import Policy
-from assistant.settings import Settings, fields
+from assistant.settings import DEFAULT_ACCOUNT, Settings, fields
 
 if TYPE_CHECKING:
     import aiohttp
@@ -336,6 +338,41 @@ class Simulator(ABC):
         """The platform's API and a page to chat in, calling back to `callback_url`."""
 
 
+# --- Channel: doctor, loaded by the command line ----------------------------------------------------------
+
+
+class Doctor:
+    """Knows what goes wrong with one account of the platform, and what mends it. Pure computation.
+
+    Optional: this is the doctor of a channel that brings none.
+    """
+
+    def __init__(self, channel: str, account: str) -> None:
+        self.set_command = f"ai-assistant-cli config set channels.{channel}"
+        """What an operator types to change the account's settings, without them."""
+        if account != DEFAULT_ACCOUNT:
+            self.set_command += f" --account {account}"
+
+    def examine(self, settings: Mapping[str, Any]) -> Iterable[Finding]:
+        """Look at the account's settings as they were given: some may be missing (None) or wrong.
+
+        A finding's `check` is "settings.<name>". Whatever the channel refuses is found without this, in English.
+        """
+        return ()
+
+    def explain(self, code: str, said: str) -> tuple[Text, Remedy]:
+        """What it means, and what mends it, that the platform gave an error.
+
+        `code` is the platform's own, or the reason (assistant.errors) for which a callback was refused; it may be
+        empty. `said` is the message of the error that `Sender` or `Crypto` raised, empty if it is not known.
+        """
+        unknown = Text(
+            "What comes from this platform, or goes to it, may get lost until this is mended.",
+            "在解决之前，与该平台之间的消息可能无法送达。",
+        )
+        return same(said), Remedy(unknown)
+
+
 # --- Engines and skills, loaded by nlp_svc ----------------------------------------------------------------
 
 
@@ -425,3 +462,11 @@ def load(kind: Kind, name: str, facet: str) -> type[Any]:
         raise UnknownPlugin(f"no plugin {name!r} among {kind}: installed are {', '.join(found) or 'none'}")
     module = importlib.import_module(f"{found[name].package}.{facet}")
     return getattr(module, facet.capitalize())  # type: ignore[no-any-return]
+
+
+def doctor(channel: str, account: str) -> Doctor:
+    """The doctor of one account of an installed channel."""
+    package = _discover("channels")[channel].package
+    brings_one = importlib.util.find_spec(f"{package}.doctor") is not None
+    made: Doctor = (load("channels", channel, "doctor") if brings_one else Doctor)(channel, account)
+    return made

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SERVICES = ("gateway", "crypto_svc", "nlp_svc", "reply_svc")
 PACKAGES = ("assistant", *SERVICES, "plugins")
-FACETS = ("codec", "crypto", "sender", "simulator", "engine", "skill")
+FACETS = ("codec", "crypto", "sender", "simulator", "doctor", "engine", "skill")
 PLATFORMS = re.compile(r"wecom|weixin|wechat|dingtalk|feishu|lark|qyapi|企业微信|钉钉|飞书", re.IGNORECASE)
 CIPHERS = re.compile(r"^(Crypto|cryptography\.hazmat\.primitives\.ciphers)(\.|$)")
 

@@ -14,12 +14,14 @@ from assistant.errors import (
 
 
 class Advice(NamedTuple):
-    """What to do about an error code."""
+    """What is wrong, a colon, what to do about it."""
 
     error: type[AssistantError]
     en: str
     zh: str
     retry_after_s: float | None = None
+    settings: str = ""
+    """Options of `config set` with which an operator mends it, where that is the way."""
 
 
 BUSY = Advice(PlatformUnavailable, "WeCom is busy: this heals by itself", "企业微信系统繁忙，会自动重试")
@@ -27,11 +29,13 @@ CREDENTIALS = Advice(
     PlatformMisconfigured,
     "the secret is wrong, or the app is disabled: copy the Secret of this app again and check the CorpID beside it",
     "Secret 错误或应用已停用：请重新复制该应用的 Secret，并核对企业ID",
+    settings="--secret",
 )
 CORPID = Advice(
     PlatformMisconfigured,
     "the CorpID is wrong: copy it from 我的企业 > 企业信息",
     "企业ID 错误：请在「我的企业 > 企业信息」中重新复制",
+    settings="--corpid …",
 )
 TOKEN = Advice(
     PlatformTokenRejected,
@@ -47,6 +51,7 @@ AGENT = Advice(
     PlatformMisconfigured,
     "the agentid is wrong or of another app: use the AgentId shown beside this Secret",
     "agentid 错误或属于其他应用：请使用与该 Secret 同一页面上的 AgentId",
+    settings="--agentid …",
 )
 PERMISSION = Advice(
     PlatformMisconfigured,
@@ -100,6 +105,12 @@ GROUP = Advice(
     "群聊或其成员无效：请使用由该应用创建的群聊",
 )
 
+WEBHOOK = Advice(
+    PlatformMisconfigured,
+    "the group robot's webhook is wrong or the robot is disabled: copy its webhook from the group again",
+    "群机器人的 webhook 无效或机器人已停用：请在群聊中重新复制 webhook",
+)
+
 BY_CODE: dict[int, Advice] = {
     -1: BUSY,
     6000: BUSY,
@@ -119,12 +130,18 @@ BY_CODE: dict[int, Advice] = {
     ),
     40035: CONTENT,
     40056: AGENT,
+    40057: Advice(
+        PlatformMisconfigured,
+        "WeCom's check of the callback URL failed: run `ai-assistant-cli doctor --url https://…`, then save it again",
+        "企业微信校验回调 URL 失败：请运行 `ai-assistant-cli doctor --url https://…`，解决后重新保存",
+    ),
     40058: CONTENT,
     40063: CONTENT,
     40091: Advice(
         PlatformMisconfigured,
         "the secret is of another company: CorpID and Secret must be a pair",
         "Secret 属于其他企业：请使用同一企业的企业ID 与 Secret",
+        settings="--corpid … --secret",
     ),
     41001: TOKEN_MISSING,
     41011: TOKEN_MISSING,
@@ -174,7 +191,39 @@ BY_CODE: dict[int, Advice] = {
     86215: GROUP,
     86216: GROUP,
     86217: GROUP,
+    93000: WEBHOOK,
+    93004: WEBHOOK,
+    95001: Advice(
+        PlatformRefused,
+        "the customer was sent 5 messages already: wait until the customer writes again",
+        "已向该客户发送 5 条消息：请等待客户再次发言",
+    ),
+    95002: Advice(
+        PlatformRefused,
+        "the customer wrote last over 48 hours ago: wait until the customer writes again",
+        "客户最后一次发言已超过 48 小时：请等待客户再次发言",
+    ),
+    95018: Advice(
+        PlatformRefused,
+        "the session with the customer is not the assistant's: take it back to the assistant in the console",
+        "当前会话状态不允许由智能助手接待：请在管理后台将会话转回智能助手",
+    ),
     301002: AGENT,
+    846605: Advice(
+        PlatformRefused,
+        "the request of the AI bot is unknown: connect again, and check that no second instance uses this bot",
+        "智能机器人的请求不存在：请重新连接，并检查是否有第二个实例使用同一机器人",
+    ),
+    846608: Advice(
+        PlatformRefused,
+        "the bot's answer took over 6 minutes: shorten it, or answer with a new message",
+        "流式回复超过 6 分钟：请缩短回复，或改用主动回复",
+    ),
+    846609: Advice(
+        PlatformRefused,
+        "the AI bot is not subscribed: connect again, and check that no second instance uses this bot",
+        "智能机器人尚未订阅：请重新连接，并检查是否有第二个实例使用同一机器人",
+    ),
     2000002: CORPID,
 }
 

@@ -10,6 +10,7 @@ _COMMANDS = {
     "status": "mesh:status",
     "logs": "mesh:logs",
     "health": "mesh:health",
+    "doctor": "doctor:doctor",
     "config": "config:config",
     "test": "probe:test",
     "simulate": "simulate:simulate",

@@ -54,6 +54,10 @@ class EdgeSettings(Settings, frozen=True, kw_only=True):
         Literal["development", "production"],
         Meta(description="production: HTTP answers /health, and sends all else to HTTPS; callers are limited"),
     ] = "development"
+    public_url: Annotated[
+        Annotated[str, Meta(pattern=r"^https?://[^/?#\s]+$")] | None,
+        Meta(description="how the world reaches the edge, such as https://bot.example.com; `doctor` looks at it"),
+    ] = None
     redirect_port: Annotated[
         int, Meta(ge=1, le=65535, description="port of HTTPS as the world sees it, where production sends HTTP")
     ] = 443

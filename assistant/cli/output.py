@@ -1,6 +1,7 @@
 """What the commands print: for people by default, as JSON on demand."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,4 +36,5 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> No
 def ourselves() -> str:
     """How to call us again, as the user did."""
     called = Path(sys.argv[0])
-    return str(called) if called.name == "ai-assistant-cli" else "ai-assistant-cli"
+    by_name = called.name != "ai-assistant-cli" or shutil.which(called.name) == str(called)
+    return "ai-assistant-cli" if by_name else str(called)

@@ -13,7 +13,7 @@ import msgspec
 
 from assistant import plugin
 from assistant.cli.addresses import reachable
-from assistant.cli.configuration import Configuration, channel_manifest
+from assistant.cli.configuration import Configuration, callback_path, channel_manifest
 from assistant.cli.envoy import EdgeSettings, shown_certificate
 from assistant.cli.output import json_option, ourselves, print_json
 from assistant.cli.simulation import with_simulation
@@ -72,52 +72,68 @@ def _channel_test(channel: str) -> click.Command:
     @click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for the answer.")
     def command(message: str, account: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        message_id, content = _Conversation(channel, account).ask(message, deadline)
+        conversation = Conversation(channel, account, with_simulation(Configuration.load()))
+        message_id, content = conversation.ask(message, deadline)
         click.echo(json.dumps({"message_id": message_id, "content": content}, ensure_ascii=False))
 
     return command
 
 
-class _Conversation:
+class Conversation:
     """A member of the platform, played for one account. Its answers are recorded and never sent."""
 
-    def __init__(self, channel: str, account: str) -> None:
+    def __init__(self, channel: str, account: str, configuration: Configuration) -> None:
+        """`configuration` is what the mesh runs with. Raises InvalidSetting, UnknownAccount."""
         channel_manifest(channel)
-        configuration = with_simulation(Configuration.load())
         self._channel, self._account = channel, account
         self._simulator = plugin.load("channels", channel, "simulator")(configuration.account(channel, account))
         self._edge = configuration.source.read(EdgeSettings, "edge")
         self._certificates = configuration.source.read(TlsSettings, "tls").certificates
+        self._path = callback_path(channel, account)
 
     def ask(self, text: str, deadline: float) -> tuple[str, str]:
         """The message's id and what was answered. Raises an AssistantError that says what failed."""
-        callback, message_id = self._simulator.callback(text, SELF_TEST_MEMBER)
-        body = self._post(callback, deadline)
-        try:
-            content = self._simulator.read_reply(body)
-        except ValueError as error:
-            raise Internal(f"the answer is not sealed as the platform demands: {error}") from error
+        message_id, status, body = self._sent(text, deadline)
+        if status != http.client.OK:
+            said = body.decode(errors="replace").strip()
+            raise ServiceUnavailable(f"{self._path} answered {status}: {said}. See {ourselves()} health and logs")
+        content = self.read(body)
         if content is None:
             content = self._delivered(f"{self._channel}:{self._account}:{message_id}", deadline)
         return message_id, content
 
-    def _post(self, callback: Callback, deadline: float) -> bytes:
-        """The body of the HTTP answer. Raises ServiceUnavailable if there is none or it is a refusal."""
-        path = f"/{self._channel}" + ("" if self._account == DEFAULT_ACCOUNT else f"/{self._account}")
+    def send(
+        self, text: str, timeout_s: float, connection: http.client.HTTPConnection | None = None
+    ) -> tuple[int, bytes]:
+        """Write, by default to Envoy: status and body of the HTTP answer. Raises OSError or HTTPException."""
+        callback, _ = self._simulator.callback(text, SELF_TEST_MEMBER)
+        return self._post(callback, connection or self._connection(timeout_s))
+
+    def read(self, body: bytes) -> str | None:
+        """What the body of a 200 says; None if it only acknowledges. Raises Internal if it is not sealed rightly."""
+        try:
+            content: str | None = self._simulator.read_reply(body)
+        except ValueError as error:
+            raise Internal(f"the answer is not sealed as the platform demands: {error}") from error
+        return content
+
+    def _sent(self, text: str, deadline: float) -> tuple[str, int, bytes]:
+        callback, message_id = self._simulator.callback(text, SELF_TEST_MEMBER)
         connection = self._connection(max(1.0, deadline - time.monotonic()))
         try:
-            connection.request(callback.method, f"{path}?{callback.query}", callback.body, dict(callback.headers))
-            answer = connection.getresponse()
-            status, body = answer.status, answer.read()
+            return message_id, *self._post(callback, connection)
         except (OSError, http.client.HTTPException) as error:
-            where = f"{connection.host}:{connection.port}{path}"
+            where = f"{connection.host}:{connection.port}{self._path}"
             raise ServiceUnavailable(f"no answer from {where}: {error}. Is it up? {ourselves()} up") from error
+
+    def _post(self, callback: Callback, connection: http.client.HTTPConnection) -> tuple[int, bytes]:
+        try:
+            target = f"{self._path}?{callback.query}"
+            connection.request(callback.method, target, callback.body, dict(callback.headers))
+            answer = connection.getresponse()
+            return answer.status, answer.read()
         finally:
             connection.close()
-        if status != http.client.OK:
-            said = body.decode(errors="replace").strip()
-            raise ServiceUnavailable(f"{path} answered {status}: {said}. See {ourselves()} health and logs")
-        return body
 
     def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
         """To Envoy, in the way in which it takes callbacks."""

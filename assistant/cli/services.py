@@ -19,13 +19,22 @@ class Service:
     """The parts of an account's settings that it is given, and no others: the facet of channels that it loads."""
     shared: tuple[str, ...] = ()
     """What it is given besides its own section: whole sections, or `section.key`."""
+    schema: str = ""
+    """Where the migrations of its database are declared. Empty: it has none."""
 
 
 SERVICES = (
     Service("crypto_svc", "crypto", ports.CRYPTO, parts=("crypto",)),
-    Service("nlp_svc", "nlp", ports.NLP, parts=(), shared=("engines", "skills")),
-    Service("reply_svc", "reply", ports.REPLY, parts=("sender",)),
-    Service("gateway", "gateway", ports.GATEWAY, parts=("codec", "policy"), shared=("nlp.target", "skills.target")),
+    Service("nlp_svc", "nlp", ports.NLP, parts=(), shared=("engines", "skills"), schema="nlp_svc.effects:MIGRATIONS"),
+    Service("reply_svc", "reply", ports.REPLY, parts=("sender",), schema="reply_svc.outbox:Outbox.migrations"),
+    Service(
+        "gateway",
+        "gateway",
+        ports.GATEWAY,
+        parts=("codec", "policy"),
+        shared=("nlp.target", "skills.target"),
+        schema="gateway.inbox:MIGRATIONS",
+    ),
 )
 """In the order in which their readiness is waited for: callees first."""
 

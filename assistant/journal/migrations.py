@@ -30,8 +30,17 @@ def migrate(database: Database, connection: Connection, migrations: Sequence[str
             connection.commit()
 
 
+def digests(migrations: Sequence[str], *, shared: bool) -> list[str]:
+    """By what the migrations of a database are known in it."""
+    return [_digest(sql) for sql in migrations if shared or not sql.startswith(SHARED_ONLY)]
+
+
+def _digest(sql: str) -> str:
+    return sha256(sql.encode()).hexdigest()
+
+
 def _apply(connection: Connection, sql: str, clock: str) -> None:
-    digest = sha256(sql.encode()).hexdigest()
+    digest = _digest(sql)
     if connection.execute("SELECT 1 FROM migrations WHERE digest = ?", (digest,)):
         return
     for statement in _statements(sql):

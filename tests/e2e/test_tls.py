@@ -162,6 +162,23 @@ def test_certificates_are_renewed_under_callbacks(production: Any) -> None:
     assert "SERVING" in grpcurl(production, "grpc.health.v1.Health/Check").stdout
 
 
+def test_doctor_speaks_as_the_operator(production: Any) -> None:
+    """With its certificate every service answers it; without, that is what is wrong, and no service is blamed."""
+
+    def problems() -> list[tuple[str, str, str]]:
+        findings = json.loads(production.cli("doctor", "--json", check=False).stdout)["findings"]
+        return [(each["check"], each["subject"], each["command"]) for each in findings if each["severity"] == "problem"]
+
+    production.until(production.is_healthy)
+    assert problems() == []
+    certificates = production.home / "certificates"
+    (certificates / "operator").rename(certificates / "away")
+    try:
+        assert problems() == [("certificate.mesh", "operator", "ai-assistant-cli certificates make")]
+    finally:
+        (certificates / "away").rename(certificates / "operator")
+
+
 def test_certificates_are_listed(production: Any) -> None:
     """Each has a name, an end, and somebody whose it is."""
     rows = {row["name"]: row for row in json.loads(production.cli("certificates", "list", "--json").stdout)}

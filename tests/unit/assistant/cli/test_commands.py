@@ -8,7 +8,20 @@ from contextlib import AbstractContextManager
 import pytest
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
-WORDS = ("up", "down", "status", "logs", "health", "config", "test", "simulate", "inbox", "deliveries", "plugins")
+WORDS = (
+    "up",
+    "down",
+    "status",
+    "logs",
+    "health",
+    "doctor",
+    "config",
+    "test",
+    "simulate",
+    "inbox",
+    "deliveries",
+    "plugins",
+)
 
 
 @pytest.fixture

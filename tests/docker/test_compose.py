@@ -73,6 +73,18 @@ def test_a_clone_answers_without_any_configuration(stack: Any) -> None:
     assert stack.health()[1]["wecom"] == "connected"
 
 
+def test_doctor_tells_what_it_sees_and_what_it_cannot_see(stack: Any) -> None:
+    """From the networks of the operator's container: no problem, and a reason for whatever is left out."""
+    report = json.loads(stack.cli("doctor", "--json"))
+    found = {(each["check"], each["subject"]): each for each in report["findings"]}
+    assert report["counts"]["problem"] == 0
+    assert found["callback.answered", "channels.wecom"]["severity"] == "ok"
+    assert found["mesh.service", "reply_svc"]["severity"] == "ok"
+    assert found["mesh.service", "crypto_svc"]["severity"] == "skipped"
+    assert "the gateway says" in found["mesh.service", "crypto_svc"]["title"]
+    assert not [each for each in report["findings"] if each["check"] == "doctor.unfinished"]
+
+
 def test_no_container_can_do_more_than_it_must(stack: Any) -> None:
     """Every process is without root, capabilities and a writable root."""
     for service in (*SERVICES, "simulator"):

@@ -6,6 +6,7 @@ be told apart, and everybody may call everything: then the network has to keep s
 
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from grpc_health.v1 import health_pb2
@@ -63,6 +64,16 @@ def _permitted(caller: str, service: ServiceDescriptor, method: MethodDescriptor
         return True
     names = callers.get(method.full_name, callers.get(service.full_name, ""))
     return caller in {name.strip() for name in names.split(",")} - {""}
+
+
+def caller(context: Any) -> str:
+    """Who called with this context, for records: by name, or where it came from if nothing proves who it is."""
+    if name := _caller(context):
+        return name
+    kind, _, address = context.peer().partition(":")
+    where = unquote(address.rpartition(":")[0]).strip("[]")
+    local = kind == "unix" or where == "::1" or where.startswith("127.")
+    return f"unauthenticated ({'loopback' if local else where})"
 
 
 def _caller(context: Any) -> str:

@@ -27,7 +27,7 @@ from assistant.mux import MAX_IN_FLIGHT
 from assistant.replica import Replica
 from assistant.tls import Certificates, Identity
 
-__all__ = ["Channel", "connect"]
+__all__ = ["Channel", "connect", "replicas"]
 
 _RESOLVE_EVERY_S = 2.0
 _RESOLVE_AT_MOST_EVERY_S = 0.5
@@ -273,7 +273,7 @@ class _Replicas:
         """Follow what the target's host names stand for: every few seconds, and soon after a change of ours."""
         while not self._closed:
             try:
-                self._set(await _resolve(self._target))
+                self._set(await replicas(self._target))
             except OSError as error:
                 self._unresolved = error.strerror or type(error).__name__
                 self._tell()
@@ -323,8 +323,8 @@ class _Changed:
         await self._event.wait()
 
 
-async def _resolve(target: str) -> list[str]:
-    """The addresses of all replicas. Raises OSError."""
+async def replicas(target: str) -> list[str]:
+    """The addresses of all replicas that a target stands for now. Raises OSError."""
     found: list[str] = []
     for part in target.removeprefix("dns:///").split(","):
         found += [part.strip()] if part.startswith("unix:") else await _resolve_host(part.strip())

@@ -42,13 +42,15 @@ _duration = Histogram("assistant_call_seconds", "Time to answer a call.", ("meth
 class Call:
     """What a servicer's method is given beside its request."""
 
-    __slots__ = ("_deadline", "method", "request_id")
+    __slots__ = ("_deadline", "caller", "method", "request_id")
 
-    def __init__(self, method: str, request_id: str, deadline: float) -> None:
+    def __init__(self, method: str, request_id: str, deadline: float, caller: str) -> None:
         self.method = method
         """Full name: "/assistant.api.crypto.v1.CryptoService/OpenCallback"."""
         self.request_id = request_id
         """Follows one message through all services. Empty: none."""
+        self.caller = caller
+        """Who calls, for records: the name in its certificate, or where an unauthenticated one comes from."""
         self._deadline = deadline
 
     def time_left_s(self) -> float:

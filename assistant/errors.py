@@ -229,6 +229,12 @@ class SkillOutcomeUnknown(AssistantError):
     code, http, reason = StatusCode.FAILED_PRECONDITION, 409, "SKILL_OUTCOME_UNKNOWN"
 
 
+class AuditBroken(AssistantError):
+    """The audit log was changed by somebody else: what has to be recorded is not done until an operator has looked."""
+
+    code, http, reason = StatusCode.FAILED_PRECONDITION, 500, "AUDIT_BROKEN"
+
+
 class Unimplemented(AssistantError):
     """The service has no such method."""
 

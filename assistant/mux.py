@@ -16,7 +16,7 @@ import grpc
 from google.protobuf.message import Message
 
 from assistant import tracing
-from assistant.access import Access
+from assistant.access import Access, caller
 from assistant.api.mux.v1.mux_pb2 import (
     DESCRIPTOR,
     SERVING_STATE_NOT_SERVING,
@@ -132,6 +132,7 @@ class _Exchange:
         self._methods = methods
         self._health = health
         self._context = context
+        self._caller = caller(context)
         self._responses = _Batches(ExchangeResponse)
         self._running: dict[int, asyncio.Task[bytes]] = {}
         self._deadlines = Deadlines(self._cancel)
@@ -179,7 +180,7 @@ class _Exchange:
 
     def _begin(self, operation: Operation, now: float) -> None:
         method = self._methods.get(operation.method)
-        call = Call(operation.method, operation.request_id, now + operation.time_left_ms / 1000)
+        call = Call(operation.method, operation.request_id, now + operation.time_left_ms / 1000, self._caller)
         if tracing.tracer is not None:
             tracing.tracer.continues(operation.traceparent)
         try:

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from assistant import garbage, telemetry, tracing, wire
-from assistant.access import Access, Callers
+from assistant.access import Access, Callers, caller
 from assistant.dispatch import DEFAULT_TIMEOUT_S, Call, Method, Servicers
 from assistant.errors import AssistantError, InvalidSetting, to_status
 from assistant.health import Health
@@ -213,7 +213,7 @@ def _call(method: Method, context: Any) -> Call:
         tracing.tracer.continues(metadata.get(tracing.TRACEPARENT, ""))
     time_left_s = context.time_remaining()
     deadline = monotonic() + (DEFAULT_TIMEOUT_S if time_left_s is None else time_left_s)
-    return Call(method.path, metadata.get(wire.REQUEST_ID, ""), deadline)
+    return Call(method.path, metadata.get(wire.REQUEST_ID, ""), deadline, caller(context))
 
 
 async def _abort(context: Any, error: AssistantError) -> NoReturn:

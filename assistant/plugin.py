@@ -55,6 +55,17 @@ class Manifest:
 
 
 @dataclass(frozen=True)
+class KeyChange:
+    """How the callback key of an account is changed on the platform."""
+
+    make: Callable[[], Mapping[str, str]]
+    """New random material, by the names of the settings, that the platform takes."""
+    steps: Mapping[str, Sequence[str]]
+    """What an administrator does in the platform's console once the key is live here, step by step, by BCP 47 tag;
+    has "en" and "zh-CN"."""
+
+
+@dataclass(frozen=True)
 class Channel(Manifest):
     """A platform that members write on.
 
@@ -70,6 +81,8 @@ class Channel(Manifest):
     """Who may use an account, for the gateway. A subclass says what else the platform makes possible."""
     headers: frozenset[str] = frozenset({"content-type"})
     """HTTP headers of a callback that `Crypto.open` needs, in lower case."""
+    key_change: KeyChange | None = None
+    """None: nothing is known of it; new material has to be given, and the operator has to know where to save it."""
     tried_first: bool = False
     """Whether its platform is simulated while no channel is configured, so that there is something to try."""
 

@@ -1,7 +1,10 @@
 """The process that holds the callback keys: `python -m crypto_svc`."""
 
+import asyncio
+
 from assistant import plugin, telemetry, tls
 from assistant.api.crypto.v1.crypto_pb2 import DESCRIPTOR
+from assistant.audit import Audit
 from assistant.server import Server, run, serve
 from assistant.settings import Source
 from crypto_svc.keyring import AccountName, Keyring
@@ -21,7 +24,7 @@ def main() -> None:
 async def _main() -> None:
     source = Source.load()
     settings = source.read(CryptoSettings, "crypto")
-    keyring = Keyring(settings.keys_file, _accounts(source))
+    keyring = Keyring(settings.keys_file, _accounts(source), Audit("crypto_svc"))
     server = Server(
         {_SERVICE: CryptoService(keyring, settings.max_age_s)},
         listen=settings.listen,
@@ -30,7 +33,9 @@ async def _main() -> None:
         callers={_SERVICE.full_name: settings.callers, **dict.fromkeys(_KEY_METHODS, settings.key_callers)},
     )
     server.health.set(_SERVICE.full_name, len(keyring) > 0)
+    following = asyncio.create_task(keyring.follow())
     await serve(server)
+    following.cancel()
 
 
 def _accounts(source: Source) -> dict[AccountName, plugin.Crypto]:

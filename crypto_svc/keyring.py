@@ -1,33 +1,54 @@
 """The callback keys of all accounts: the configured one of each, and those that were added while running.
 
 Added and retired keys, and when the configured one was seen first, are kept in one file, written anew and moved
-into place, and readable to nobody else.
-A retired key leaves only its name, its times and a fingerprint, by which it is known if it comes again.
+into place, and readable to nobody else. Replicas may share it: each looks whether another one has changed it, and
+reads it again before it changes it, while all others wait.
+A retired key leaves only its name, its times and a fingerprint, by which it is known if it comes again. A configured
+key that is known by another name already, since it was added first, is that key and no other.
 """
 
+import asyncio
 import contextlib
+import fcntl
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 
 from assistant import telemetry
-from assistant.errors import InvalidSetting, KeyExists, LastKey, StorageUnavailable, UnknownAccount, UnknownKey
+from assistant.audit import Audit
+from assistant.errors import (
+    AuditBroken,
+    InvalidKey,
+    InvalidSetting,
+    KeyExists,
+    LastKey,
+    StorageUnavailable,
+    UnknownAccount,
+    UnknownKey,
+)
 from assistant.plugin import Callback, Crypto, HttpBody, Opened
 
 CONFIGURED = "configured"
-"""Name of the key in an account's settings."""
+"""Name of the key in an account's settings, unless it is known by another."""
+
+LOOK_EVERY_S = 2.0
+"""How often a replica looks whether another one has changed the file."""
 
 _added = Gauge(
     "assistant_key_added_timestamp_seconds",
     "When a live callback key was added, in seconds since 1970.",
     ("channel", "account", "key_id"),
+)
+_reload_failures = Counter(
+    "assistant_keyring_reload_failures", "Attempts to take up a changed keys file that failed: the old keys stay."
 )
 
 AccountName = tuple[str, str]
@@ -49,7 +70,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class AccountRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What the file says of one account."""
+    """What the file says of one account. Keys are in the order in which they came."""
 
     channel: str
     name: str
@@ -62,7 +83,9 @@ class AccountKeys:
 
     crypto: Crypto
     records: dict[str, KeyRecord]
-    """Oldest first, the configured one before all."""
+    """Oldest first; the configured one before all, unless it was added."""
+    configured_id: str
+    """The name of the key in the account's settings."""
     live: Mapping[str, Any] = field(repr=False)
     """What the channel works with, newest first."""
     last_used: dict[str, float]
@@ -82,19 +105,32 @@ class AccountKeys:
         return self.crypto.seal(payload, query, self.live[key_id], now)
 
 
+_Kept = Mapping[AccountName, AccountRecord]
+
+
 class Keyring:
-    """All accounts. `add` and `retire` wait for the disk; no two of them may run at once."""
+    """All accounts. `add`, `retire` and `refresh` wait for the disk, and may be called from any thread.
+
+    A change is recorded before it is made.
+    """
 
     def __init__(
-        self, file: Path, accounts: Mapping[AccountName, Crypto], clock: Callable[[], float] = time.time
+        self,
+        file: Path,
+        accounts: Mapping[AccountName, Crypto],
+        audit: Audit,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Read the file. Raises InvalidSetting if it cannot be read, and InvalidKey for a wrong key."""
         self._file = file
+        self._audit = audit
         self._clock = clock
-        self._kept = {(account.channel, account.name): account for account in _read(file)}
-        self._accounts = {name: self._load(name, crypto) for name, crypto in accounts.items()}
+        self._changing = threading.Lock()
+        self._seen = _content(file)
+        self._kept = _parsed(file, self._seen)
+        self._accounts = {name: _load(self._kept.get(name), crypto, {}) for name, crypto in accounts.items()}
+        self._show()
         for name in accounts:
-            self._show(name)
             self._date(name)
 
     def __len__(self) -> int:
@@ -111,101 +147,191 @@ class Keyring:
                 f"set it with ai-assistant-cli config set channels.{channel} …"
             ) from None
 
-    def add(self, account: AccountName, key_id: str, material: Mapping[str, str]) -> KeyRecord:
-        """Add a key. Raises InvalidKey, KeyExists, StorageUnavailable, UnknownAccount."""
-        keys = self.of(account)
-        keys.crypto.key(material)
+    def add(self, account: AccountName, key_id: str, material: Mapping[str, str], caller: str) -> KeyRecord:
+        """Add a key. Raises AuditBroken, InvalidKey, KeyExists, StorageUnavailable, UnknownAccount."""
+        self.of(account).crypto.key(material)
         fingerprint = _fingerprint(material)
-        if known := keys.records.get(key_id):
-            if known.fingerprint != fingerprint:
-                raise KeyExists(f"the account has another key {key_id!r}: choose another name")
-            return known
-        record = KeyRecord(key_id=key_id, fingerprint=fingerprint, added_at=self._clock(), material=dict(material))
-        self._keep(account, record)
-        return record
-
-    def retire(self, account: AccountName, key_id: str) -> KeyRecord:
-        """Retire a key. Raises LastKey, StorageUnavailable, UnknownAccount, UnknownKey."""
-        keys = self.of(account)
-        record = keys.records.get(key_id)
-        if record is None:
-            raise UnknownKey(f"the account has no key {key_id!r}")
-        if record.retired_at is not None:
+        with self._alone():
+            keys = self.of(account)
+            if known := keys.records.get(key_id):
+                if known.fingerprint != fingerprint:
+                    raise KeyExists(f"the account has another key {key_id!r}: choose another name")
+                return known
+            for other in keys.records.values():
+                if other.fingerprint == fingerprint:
+                    raise KeyExists(f"the account has this key already: it is called {other.key_id!r}")
+            record = KeyRecord(key_id=key_id, fingerprint=fingerprint, added_at=self._clock(), material=dict(material))
+            self._keep(account, record, "key.add", caller)
             return record
-        if len(keys.live) == 1:
-            raise LastKey
-        record = msgspec.structs.replace(record, retired_at=self._clock(), material={})
-        self._keep(account, record)
-        return record
+
+    def retire(self, account: AccountName, key_id: str, caller: str) -> KeyRecord:
+        """Retire a key. Raises AuditBroken, LastKey, StorageUnavailable, UnknownAccount, UnknownKey."""
+        with self._alone():
+            keys = self.of(account)
+            record = keys.records.get(key_id)
+            if record is None:
+                raise UnknownKey(f"the account has no key {key_id!r}")
+            if record.retired_at is not None:
+                return record
+            if len(keys.live) == 1:
+                raise LastKey
+            record = msgspec.structs.replace(record, retired_at=self._clock(), material={})
+            self._keep(account, record, "key.retire", caller)
+            return record
+
+    def refresh(self) -> None:
+        """Take up what another replica wrote. Raises StorageUnavailable if it makes no sense: the old keys stay."""
+        with self._changing:
+            self._refresh()
+
+    async def follow(self) -> None:
+        """Take up what other replicas write, for ever."""
+        problem = ""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            try:
+                await asyncio.to_thread(self.refresh)
+                problem = ""
+            except StorageUnavailable as error:
+                if error.message != problem:
+                    telemetry.error("keys_not_taken_up", error)
+                problem = error.message
+
+    def _refresh(self) -> None:
+        try:
+            content = _content(self._file)
+            if content == self._seen:
+                return
+            if content is None:
+                raise InvalidSetting(f"the keys in {self._file} are gone: restore the file")
+            self._take(content)
+        except (InvalidKey, InvalidSetting) as error:
+            _reload_failures.inc()
+            what = f"a key in {self._file} is wrong: " if isinstance(error, InvalidKey) else ""
+            raise StorageUnavailable(what + error.message) from None
+        telemetry.info("keys_changed", file=str(self._file))
+
+    def _take(self, content: bytes) -> None:
+        """Everything is made before anything is exchanged."""
+        kept = _parsed(self._file, content)
+        accounts = {name: _load(kept.get(name), keys.crypto, keys.last_used) for name, keys in self._accounts.items()}
+        self._seen, self._kept, self._accounts = content, kept, accounts
+        self._show()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep everybody else from changing the file, and know what is in it. Raises StorageUnavailable."""
+        with self._changing, _locked(self._file):
+            self._refresh()
+            yield
 
     def _date(self, account: AccountName) -> None:
         """Write down when the configured key was seen first, so that somebody can be told that it is old."""
-        configured = self._accounts[account].records[CONFIGURED]
-        if configured.added_at is None and configured.retired_at is None:
-            try:
-                self._keep(account, msgspec.structs.replace(configured, added_at=self._clock(), material={}))
-            except StorageUnavailable as error:
-                telemetry.warning("key_not_dated", reason=error.reason, detail=error.message)
+        if self._is_dated(account):
+            return
+        try:
+            with self._alone():
+                if not self._is_dated(account):
+                    configured = self._accounts[account].records[CONFIGURED]
+                    dated = msgspec.structs.replace(configured, added_at=self._clock(), material={})
+                    self._keep(account, dated, "key.configured", "configuration")
+        except (AuditBroken, StorageUnavailable) as error:
+            telemetry.warning("key_not_dated", reason=error.reason, detail=error.message)
 
-    def _show(self, account: AccountName) -> None:
-        for record in self._accounts[account].records.values():
-            if record.retired_at is not None:
-                with contextlib.suppress(KeyError):
-                    _added.remove(*account, record.key_id)
-            elif record.added_at is not None:
-                _added.labels(*account, record.key_id).set(record.added_at)
+    def _is_dated(self, account: AccountName) -> bool:
+        keys = self._accounts[account]
+        configured = keys.records[keys.configured_id]
+        return configured.added_at is not None or configured.retired_at is not None
 
-    def _keep(self, account: AccountName, record: KeyRecord) -> None:
+    def _show(self) -> None:
+        for account, keys in self._accounts.items():
+            for record in keys.records.values():
+                if record.retired_at is not None:
+                    with contextlib.suppress(KeyError):
+                        _added.remove(*account, record.key_id)
+                elif record.added_at is not None:
+                    _added.labels(*account, record.key_id).set(record.added_at)
+
+    def _keep(self, account: AccountName, record: KeyRecord, action: str, caller: str) -> None:
         """Write first: what is not on the disk is not so."""
         channel, name = account
         kept = {key.key_id: key for key in self._kept[account].keys} if account in self._kept else {}
         keys = list((kept | {record.key_id: record}).values())
-        changed = self._kept | {account: AccountRecord(channel=channel, name=name, keys=keys)}
-        _write(self._file, list(changed.values()))
-        self._kept = changed
-        self._accounts[account] = self._load(account, self.of(account).crypto, self.of(account).last_used)
-        self._show(account)
+        changed = {**self._kept, account: AccountRecord(channel=channel, name=name, keys=keys)}
+        content = msgspec.json.format(msgspec.json.encode(list(changed.values())))
+        with self._audit.recording(action, caller, account=f"{channel}/{name}", key_id=record.key_id):
+            _write(self._file, content)
+        self._take(content)
 
-    def _load(self, account: AccountName, crypto: Crypto, last_used: dict[str, float] | None = None) -> AccountKeys:
-        material = {name: str(value) for name, value in crypto.configured_material().items()}  # no longer a Secret
-        configured = KeyRecord(key_id=CONFIGURED, fingerprint=_fingerprint(material), material=material)
-        kept = {key.key_id: key for key in self._kept[account].keys} if account in self._kept else {}
-        known = kept.pop(CONFIGURED, None)
-        if known and known.fingerprint == configured.fingerprint:  # else another one was configured since
-            configured = msgspec.structs.replace(configured, added_at=known.added_at, retired_at=known.retired_at)
-        if configured.retired_at is not None:
-            configured = msgspec.structs.replace(configured, material={})
-        records = {CONFIGURED: configured} | kept
-        live = {
-            record.key_id: crypto.key(record.material)
-            for record in reversed(records.values())
-            if record.retired_at is None
-        }
-        return AccountKeys(crypto, records, live, {} if last_used is None else last_used)
+
+def _load(kept: AccountRecord | None, crypto: Crypto, last_used: dict[str, float]) -> AccountKeys:
+    """Raises InvalidKey."""
+    material = {name: str(value) for name, value in crypto.configured_material().items()}  # no longer a Secret
+    fingerprint = _fingerprint(material)
+    records = {key.key_id: key for key in kept.keys} if kept else {}
+    configured = next((key for key in records.values() if key.fingerprint == fingerprint), None)
+    if configured is None:  # another one was configured since
+        configured = KeyRecord(key_id=CONFIGURED, fingerprint=fingerprint)
+        records = {CONFIGURED: configured} | {key_id: key for key_id, key in records.items() if key_id != CONFIGURED}
+    elif configured.key_id != CONFIGURED and CONFIGURED in records and records[CONFIGURED].retired_at is None:
+        del records[CONFIGURED]  # its material was in the configuration, and is there no longer
+    live = {
+        record.key_id: crypto.key(material if record is configured else record.material)
+        for record in reversed(records.values())
+        if record.retired_at is None
+    }
+    return AccountKeys(crypto, records, configured.key_id, live, last_used)
 
 
 def _fingerprint(material: Mapping[str, str]) -> str:
     return sha256(msgspec.json.encode(dict(material), order="sorted")).hexdigest()
 
 
-def _read(file: Path) -> list[AccountRecord]:
+def _content(file: Path) -> bytes | None:
+    """None: there is no file. Raises InvalidSetting."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=list[AccountRecord])
+        return file.read_bytes()
     except FileNotFoundError:
-        return []
-    except (OSError, msgspec.MsgspecError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not what crypto_svc wrote"
-        raise InvalidSetting(f"the keys in {file} cannot be read: {reason}. Restore the file or remove it") from None
+        return None
+    except OSError as error:
+        raise InvalidSetting(_unreadable(file, error.strerror)) from None
 
 
-def _write(file: Path, accounts: list[AccountRecord]) -> None:
+def _parsed(file: Path, content: bytes | None) -> _Kept:
+    """What stands in the file. Raises InvalidSetting."""
+    try:
+        accounts = [] if content is None else msgspec.json.decode(content, type=list[AccountRecord])
+    except msgspec.MsgspecError:
+        raise InvalidSetting(_unreadable(file, "it is not what crypto_svc wrote")) from None
+    return {(account.channel, account.name): account for account in accounts}
+
+
+def _unreadable(file: Path, reason: str | None) -> str:
+    return f"the keys in {file} cannot be read: {reason}. Restore the file or remove it"
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold the lock beside the file, which all who change it wait for. Raises StorageUnavailable."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(file.with_name(f"{file.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StorageUnavailable(f"the keys cannot be written to {file}: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _write(file: Path, content: bytes) -> None:
     """All or nothing, and on the disk when it returns."""
     new = file.with_name(f"{file.name}.new")
     try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         new.unlink(missing_ok=True)
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-            stream.write(msgspec.json.format(msgspec.json.encode(accounts)))
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         new.replace(file)

@@ -48,7 +48,6 @@ class CryptoService:
         self._keyring = keyring
         self._max_age_s = max_age_s
         self._clock = clock
-        self._changing = asyncio.Lock()
 
     def OpenCallback(self, request: OpenCallbackRequest, call: Call) -> OpenCallbackResponse:
         channel, name = _name(request.account)
@@ -88,14 +87,13 @@ class CryptoService:
         if not re.fullmatch("[a-z0-9-]{1,64}", request.key_id):
             raise InvalidRequest('key_id must be 1 to 64 characters of a-z, 0-9 and "-"')
         account = _name(request.account)
-        async with self._changing:
-            record = await asyncio.to_thread(self._keyring.add, account, request.key_id, dict(request.material))
+        material = dict(request.material)
+        record = await asyncio.to_thread(self._keyring.add, account, request.key_id, material, call.caller)
         return AddKeyResponse(key=_key(record, self._keyring.of(account)))
 
     async def RetireKey(self, request: RetireKeyRequest, call: Call) -> RetireKeyResponse:
         account = _name(request.account)
-        async with self._changing:
-            record = await asyncio.to_thread(self._keyring.retire, account, request.key_id)
+        record = await asyncio.to_thread(self._keyring.retire, account, request.key_id, call.caller)
         return RetireKeyResponse(key=_key(record, self._keyring.of(account)))
 
 
@@ -109,6 +107,7 @@ def _key(record: KeyRecord, keys: AccountKeys) -> Key:
         added_at=_timestamp(record.added_at),
         retired_at=_timestamp(record.retired_at),
         last_used_at=_timestamp(keys.last_used.get(record.key_id)),
+        configured=record.key_id == keys.configured_id,
     )
 
 

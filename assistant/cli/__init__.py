@@ -1,8 +1,12 @@
 """`ai-assistant-cli`: everything an operator does, one module per group of commands."""
 
 import importlib
+import os
 
 import click
+
+ACTOR_VARIABLE = "AI_ASSISTANT_ACTOR"
+"""Names who uses the command line, besides the machine's user."""
 
 _COMMANDS = {
     "up": "mesh:up",
@@ -16,7 +20,9 @@ _COMMANDS = {
     "simulate": "simulate:simulate",
     "inbox": "inbox:inbox",
     "deliveries": "deliveries:deliveries",
+    "keys": "keys:keys",
     "certificates": "certificates:certificates",
+    "audit": "audit:audit",
     "plugins": "plugins:plugins",
     "container": "container:container",
 }
@@ -47,9 +53,19 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="ai-assistant")
-def main() -> None:
+@click.option(
+    "--as",
+    "name",
+    metavar="NAME",
+    envvar=ACTOR_VARIABLE,
+    help="Who you are, for the audit log, where the machine's user does not tell.",
+    show_envvar=True,
+)
+def main(name: str | None) -> None:
     """Runs an AI assistant for WeCom, DingTalk and Feishu.
 
     Start with `up`, try `test wecom --message ping`, then give it your own account with
     `config set channels.wecom --help`.
     """
+    if name:
+        os.environ[ACTOR_VARIABLE] = name

@@ -1,5 +1,6 @@
 """`certificates`: by which the processes of a mesh know each other."""
 
+import contextlib
 import datetime
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from assistant import tls
+from assistant.cli.audit import recorded
 from assistant.cli.configuration import Configuration
 from assistant.cli.output import json_option, ourselves, print_json, print_table
 from assistant.cli.services import SERVICES
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 AUTHORITY, EDGE, MESH, OPERATOR = "ca", "edge", "mesh", "operator"
 _HERE = ("localhost", "127.0.0.1", "::1")
+_WARN_DAYS = 14
+"""As the alert CertificateExpires."""
 
 
 def mesh_host(name: str) -> str:
@@ -60,18 +64,23 @@ def make(folder: Path | None, names: tuple[str, ...], days: int, renew: bool) ->
 
     configuration = Configuration.load()
     root = (folder or folder_in_use(configuration)).expanduser().absolute()
+    if not (root / AUTHORITY / tls.CERTIFICATE).exists():
+        with recorded("certificates.make_authority", folder=str(root / AUTHORITY)):
+            Authority.open(root / AUTHORITY)
     authority = Authority.open(root / AUTHORITY)
     lifetime = datetime.timedelta(days=days)
     if datetime.datetime.now(datetime.UTC) + lifetime > authority.certificate.not_valid_after_utc:
         raise InvalidSetting(f"the authority in {root / AUTHORITY} ends before that: give fewer --days, or remove it")
-    for name, known in hosts().items():
-        if not is_ours(root / name):
-            click.echo(f"  {name:<12} left as it is: not made here")
-        elif renew or _is_due(root / name / tls.CERTIFICATE, authority):
-            authority.issue(root / name, (*known, *(names if name in (EDGE, MESH) else ())), tls.uri(name), lifetime)
-            click.echo(f"  {name:<12} made, valid for {days} days")
-        else:
-            click.echo(f"  {name:<12} kept")
+    ours = [name for name in hosts() if is_ours(root / name)]
+    due = [name for name in ours if renew or _is_due(root / name / tls.CERTIFICATE, authority)]
+    with recorded("certificates.make", names=due, days=days, folder=str(root)) if due else contextlib.nullcontext():
+        for name, known in hosts().items():
+            if name in due:
+                public = names if name in (EDGE, MESH) else ()
+                authority.issue(root / name, (*known, *public), tls.uri(name), lifetime)
+                click.echo(f"  {name:<12} made, valid for {days} days")
+            else:
+                click.echo(f"  {name:<12} {'kept' if name in ours else 'left as it is: not made here'}")
     if configuration.source.read(TlsSettings, "tls").certificates != root:
         click.echo(f"Use them: {ourselves()} config set tls.certificates {root}\nThen:     {ourselves()} up")
 
@@ -88,6 +97,18 @@ def list_(as_json: bool) -> None:
         print_json(rows)
     else:
         print_table(rows, ("name", "days_left", "ends_at", "identity", "hosts"))
+    for row in rows:
+        if row["days_left"] < _WARN_DAYS:
+            ends = f"ends in {row['days_left']} days" if row["days_left"] >= 0 else f"ended at {row['ends_at']}"
+            click.echo(f"The certificate of {row['name']} {ends}. {_renewal(root, row['name'])}", err=True)
+
+
+def _renewal(root: Path, name: str) -> str:
+    from assistant.cli.authority import is_ours
+
+    if name == AUTHORITY:
+        return "Everything is to be made anew with another authority: docs/tls.md"
+    return f"Renew it: {ourselves()} certificates make" if is_ours(root / name) else f"Replace it in {root / name}"
 
 
 def _rows(root: Path, names: Iterable[str]) -> Iterable[Mapping[str, Any]]:

@@ -12,6 +12,7 @@ from tomlkit.exceptions import TOMLKitError
 
 from assistant import plugin
 from assistant.cli import control
+from assistant.cli.audit import recorded
 from assistant.cli.configuration import (
     Configuration,
     Field,
@@ -24,7 +25,7 @@ from assistant.cli.configuration import (
 from assistant.cli.files import write_private
 from assistant.cli.output import json_option, ourselves, print_json, print_table
 from assistant.cli.reference import reference_page
-from assistant.errors import InvalidSetting
+from assistant.errors import InvalidSetting, StorageUnavailable
 from assistant.settings import DEFAULT_ACCOUNT, config_file, fields, is_secret, meaning
 
 _PROMPT = "Give it without a value to be asked for it, unseen"
@@ -124,42 +125,43 @@ def reference_() -> None:
 
 
 def _setting_command(section: str, key: str, field: Field) -> click.Command:
-    def write(value: str) -> None:
-        _write(section, {key: _typed(value, field)})
+    def set_one(value: str) -> None:
+        write(section, {key: _typed(value, field)})
 
     argument = click.Argument(["value"])
-    return click.Command(f"{section}.{key}", callback=write, params=[argument], help=_sentence(meaning(field)))
+    return click.Command(f"{section}.{key}", callback=set_one, params=[argument], help=_sentence(meaning(field)))
 
 
 def _section_command(section: str, described: Mapping[str, Field]) -> click.Command:
-    def write(**given: str | None) -> None:
+    def set_given(**given: str | None) -> None:
         _write_given(section, described, given)
 
-    options = [_option(name, field) for name, field in described.items()]
-    return click.Command(section, callback=write, params=[*options], help="Set several settings at once.")
+    options = [setting_option(name, field) for name, field in described.items()]
+    return click.Command(section, callback=set_given, params=[*options], help="Set several settings at once.")
 
 
 def _account_command(channel: str) -> click.Command:
     manifest = channel_manifest(channel)
     described = account_fields(manifest)
 
-    def write(account: str, **given: str | None) -> None:
+    def set_account(account: str, **given: str | None) -> None:
         _write_given(account_section(channel, account), described, given)
 
-    options = [_option(name, field) for name, field in described.items()]
+    options = [setting_option(name, field) for name, field in described.items()]
     account = click.Option(["--account"], default=DEFAULT_ACCOUNT, show_default=True, help="Name of the account.")
     summary = f"Set an account of {manifest.title['en']} ({manifest.title['zh-CN']})."
-    return click.Command(f"channels.{channel}", callback=write, params=[*options, account], help=summary)
+    return click.Command(f"channels.{channel}", callback=set_account, params=[*options, account], help=summary)
 
 
 def _write_given(section: str, described: Mapping[str, Field], given: Mapping[str, str | None]) -> None:
     values = {name: _typed(value, described[name]) for name, value in given.items() if value is not None}
     if not values:
         raise click.UsageError("nothing to set: --help names what there is")
-    _write(section, values)
+    write(section, values)
 
 
-def _option(name: str, field: Field) -> click.Option:
+def setting_option(name: str, field: Field) -> click.Option:
+    """The option that gives a setting. That of a secret asks for it when it has no value."""
     text = _sentence(meaning(field))
     if not is_secret(field):
         return click.Option([f"--{name.replace('_', '-')}", name], help=text)
@@ -182,8 +184,11 @@ def _typed(value: str, field: Field) -> bool | int | float | str:
     return value
 
 
-def _write(section: str, values: Mapping[str, Any]) -> None:
-    """Change the file, unless the section would then have a problem."""
+def write(section: str, values: Mapping[str, Any]) -> None:
+    """Change the file, and record it, unless the section would then have a problem.
+
+    Raises InvalidSetting, AuditBroken or StorageUnavailable: then nothing is changed.
+    """
     file = config_file()
     try:
         document = tomlkit.parse(file.read_text("utf-8") if file.exists() else "")
@@ -196,8 +201,13 @@ def _write(section: str, values: Mapping[str, Any]) -> None:
     problems = [text for text in Configuration(document.unwrap(), file).problems() if section in text]
     if problems:
         raise InvalidSetting("\n".join(problems) + "\nNothing was changed")
-    write_private(file, tomlkit.dumps(document))
-    click.echo(f"Set {', '.join(f'{section}.{name}' for name in values)} in {file}.")
+    names = [f"{section}.{name}" for name in values]
+    with recorded("config.set", settings=names, file=str(file)):
+        try:
+            write_private(file, tomlkit.dumps(document))
+        except OSError as error:
+            raise StorageUnavailable(f"{file} cannot be written: {error.strerror}. Nothing was changed") from None
+    click.echo(f"Set {', '.join(names)} in {file}.")
     if control.standing():
         click.echo(f"The mesh runs with the old values until: {ourselves()} up")
 

@@ -59,6 +59,22 @@ def configured(facet: Crypto) -> dict[str, Any]:
     return {"configured": facet.key(facet.configured_material())}
 
 
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_a_new_key_fits(channel: str) -> None:
+    """What a channel makes for a new key is random, can be configured, and comes with what to do in both languages."""
+    change = plugin.channels()[channel].key_change
+    assert change
+    account = plugin.load("channels", channel, "simulator").credentials()
+    for _ in range(50):
+        material = dict(change.make())
+        assert material.keys() == crypto(channel, account).configured_material().keys()
+        facet = crypto(channel, account | material)
+        facet.key(material)
+        assert facet.configured_material() == material
+    assert not {*material.values()} & {*change.make().values()}
+    assert len(change.steps["en"]) == len(change.steps["zh-CN"]) > 0
+
+
 # --- Vectors ----------------------------------------------------------------------------------------------
 
 

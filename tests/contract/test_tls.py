@@ -34,7 +34,7 @@ Connect = Callable[..., Channel]
 
 class Crypto:
     def OpenCallback(self, request: OpenCallbackRequest, call: Call) -> OpenCallbackResponse:
-        return OpenCallbackResponse(payload=request.body)
+        return OpenCallbackResponse(payload=request.body, key_id=call.caller)
 
     async def AddKey(self, request: AddKeyRequest, call: Call) -> AddKeyResponse:
         return AddKeyResponse()
@@ -84,6 +84,22 @@ async def channel(request: pytest.FixtureRequest, server: Server) -> AsyncIterat
     yield open_as
     for one in opened:
         await one.close()
+
+
+async def test_a_service_is_told_who_calls(issue: Issue, channel: Connect) -> None:
+    """For its records it knows the name in the caller's certificate."""
+    for name in ("gateway", "operator"):
+        assert (await ask(channel(issue(name)))).key_id == name
+
+
+async def test_a_caller_without_a_certificate_is_told_by_where_it_is(tmp_path: Path) -> None:
+    """In plaintext nobody has a name."""
+    for listen in (f"unix:{tmp_path}/crypto.sock", "127.0.0.1:0"):
+        async with Server({CRYPTO: Crypto()}, listen=listen, drain_s=0) as server:
+            target = f"127.0.0.1:{server.port}" if listen.endswith(":0") else listen
+            for multiplex in (True, False):
+                async with connect(target, multiplex=multiplex) as channel:
+                    assert (await ask(channel)).key_id == "unauthenticated (loopback)"
 
 
 async def ask(channel: Channel, timeout_s: float = 5) -> OpenCallbackResponse:

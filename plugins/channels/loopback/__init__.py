@@ -2,13 +2,14 @@
 
 import base64
 import re
+import secrets
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from assistant import ports
-from assistant.plugin import Channel
+from assistant.plugin import Channel, KeyChange
 from assistant.settings import Secret, Settings
 
 Company = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$", description="name of the company on the platform")]
@@ -52,10 +53,22 @@ def check_key(token: str, aeskey: str) -> None:
         raise ValueError("aeskey must be 32 bytes in base64, such as the output of: openssl rand -base64 32")
 
 
+def new_key() -> dict[str, str]:
+    """A token and an aeskey, random."""
+    return {"token": secrets.token_hex(16), "aeskey": base64.b64encode(secrets.token_bytes(32)).decode()}
+
+
 manifest = Channel(
     name="loopback",
     title={"en": "Loopback", "zh-CN": "回环"},
     codec=CodecSettings,
     crypto=CryptoSettings,
     sender=SenderSettings,
+    key_change=KeyChange(
+        make=new_key,
+        steps={
+            "en": ("Give the new token and aeskey to whatever plays the platform.",),
+            "zh-CN": ("把新的 token 和 aeskey 交给扮演平台的一方。",),
+        },
+    ),
 )

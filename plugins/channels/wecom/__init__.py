@@ -4,11 +4,13 @@ Source of the rules: WeCom developer documentation, 90930 回调配置, 90968 �
 """
 
 import re
+import secrets
+import string
 from typing import Annotated
 
 from msgspec import Meta
 
-from assistant.plugin import Channel
+from assistant.plugin import Channel, KeyChange
 from assistant.policy import Policy as ChannelPolicy
 from assistant.settings import Secret, Settings
 
@@ -95,6 +97,39 @@ def check_key(token: str, aeskey: str) -> None:
         )
 
 
+_TOKEN_CHARACTERS = 32
+_LETTERS_AND_DIGITS = string.ascii_letters + string.digits
+_LAST_CHARACTERS = "AEIMQUYcgkosw048"
+"""The 43rd character of a key carries four bits. The console sets the two others as well, which some decoders refuse."""
+
+
+def new_key() -> dict[str, str]:
+    """A Token and an EncodingAESKey as the console's 随机获取 makes them: letters and digits."""
+    token = "".join(secrets.choice(_LETTERS_AND_DIGITS) for _ in range(_TOKEN_CHARACTERS))
+    aeskey = "".join(secrets.choice(_LETTERS_AND_DIGITS) for _ in range(42)) + secrets.choice(_LAST_CHARACTERS)
+    return {"token": token, "aeskey": aeskey}
+
+
+_KEY_CHANGE = KeyChange(
+    make=new_key,
+    steps={
+        "en": (
+            "Open https://work.weixin.qq.com as an administrator: 应用管理 > the application > 接收消息 > 设置API接收.",
+            "Replace Token and EncodingAESKey by the new ones. Leave the URL as it is.",
+            "Press 保存. WeCom calls the URL with the new key at once, and saves it only if the answer is right; "
+            "from then on it uses no other. If it says 「openapi回调地址请求不通过」, the old key stays in use: nothing "
+            "is lost, look at the logs of gateway and crypto_svc.",
+        ),
+        "zh-CN": (
+            "以管理员身份打开 https://work.weixin.qq.com：应用管理 > 该应用 > 接收消息 > 设置API接收。",
+            "把 Token 和 EncodingAESKey 换成新的，URL 保持不变。",
+            "点击「保存」。企业微信会立即用新密钥请求该 URL，回应正确才会保存，此后只使用新密钥。"
+            "如果提示「openapi回调地址请求不通过」，旧密钥继续使用，不会丢消息：请查看 gateway 和 crypto_svc 的日志。",
+        ),
+    },
+)
+
+
 manifest = Channel(
     name="wecom",
     title={"en": "WeCom", "zh-CN": "企业微信"},
@@ -102,5 +137,6 @@ manifest = Channel(
     crypto=CryptoSettings,
     sender=SenderSettings,
     policy=Policy,
+    key_change=_KEY_CHANGE,
     tried_first=True,
 )

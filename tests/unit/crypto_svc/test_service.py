@@ -1,6 +1,7 @@
 """CryptoService as its callers see it: a real server on a socket, with the simulator as the platform."""
 
 import asyncio
+import json
 import os
 import sys
 import time
@@ -23,6 +24,7 @@ from assistant.api.crypto.v1.crypto_pb2 import (
 )
 from assistant.api.crypto.v1.crypto_pb2_grpc import CryptoServiceStub
 from assistant.api.message.v1.message_pb2 import Account
+from assistant.audit import Audit
 from assistant.client import connect
 from assistant.errors import (
     InvalidRequest,
@@ -86,7 +88,8 @@ async def crypto(tmp_path: Path, clock: Clock) -> AsyncIterator[Any]:
     source = Source({"channels": {"loopback": SETTINGS}}, {}, "the test")
     settings = source.accounts(manifest.crypto, "loopback", manifest.settings())["default"]
     facet = plugin.load("channels", "loopback", "crypto")(settings)
-    keyring = Keyring(tmp_path / "keys.json", {("loopback", "default"): facet}, clock)
+    audit = Audit("crypto_svc", tmp_path / "audit")
+    keyring = Keyring(tmp_path / "keys.json", {("loopback", "default"): facet}, audit, clock)
     listen = f"unix:{tmp_path}/crypto.sock"
     async with (
         Server({SERVICE: CryptoService(keyring, 300, clock)}, listen=listen, drain_s=0),
@@ -156,7 +159,7 @@ async def test_a_reply_is_not_sealed_with_a_key_that_is_not_there(crypto: Any) -
         await crypto.SealReply(SealReplyRequest(account=ACCOUNT, key_id="autumn"), timeout=5)
 
 
-async def test_keys_are_changed_without_losing_a_callback(crypto: Any) -> None:
+async def test_keys_are_changed_without_losing_a_callback(crypto: Any, tmp_path: Path) -> None:
     """Old and new key both open while both are live; then only the new one does, and it seals."""
     key, old = new_key(), platform()
     new = platform(**key)
@@ -173,6 +176,11 @@ async def test_keys_are_changed_without_losing_a_callback(crypto: Any) -> None:
     assert new.read_reply(sealed.body) == "pong"
     with pytest.raises(LastKey):
         await crypto.RetireKey(RetireKeyRequest(account=ACCOUNT, key_id="spring"), timeout=5)
+    records = [json.loads(line) for line in (tmp_path / "audit" / "crypto_svc.jsonl").read_text().splitlines()]
+    assert [(record["action"], record["actor"]) for record in records[1:]] == [
+        ("key.add", "unauthenticated (loopback)"),
+        ("key.retire", "unauthenticated (loopback)"),
+    ]
 
 
 async def test_keys_are_listed_without_their_material(crypto: Any) -> None:
@@ -181,9 +189,9 @@ async def test_keys_are_listed_without_their_material(crypto: Any) -> None:
     await crypto.AddKey(AddKeyRequest(account=ACCOUNT, key_id="spring", material=key), timeout=5)
     await crypto.OpenCallback(request(platform().callback("ping", "alice")[0]), timeout=5)
     listed = await crypto.ListKeys(ListKeysRequest(account=ACCOUNT), timeout=5)
-    assert [(each.key_id, each.HasField("last_used_at")) for each in listed.keys] == [
-        ("spring", False),
-        ("configured", True),
+    assert [(each.key_id, each.HasField("last_used_at"), each.configured) for each in listed.keys] == [
+        ("spring", False, False),
+        ("configured", True, True),
     ]
     secrets = [*key.values(), SETTINGS["token"], SETTINGS["aeskey"]]
     assert not [secret for secret in secrets if secret.encode() in listed.SerializeToString()]

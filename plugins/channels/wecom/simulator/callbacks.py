@@ -36,6 +36,10 @@ class Sealer:
         self._envelope = Envelope(token, aeskey, corpid)
         self._clock = clock
 
+    def with_key(self, token: str, aeskey: str) -> "Sealer":
+        """For the same app with another key. Raises ValueError if the aeskey is none."""
+        return Sealer(self._corpid, token, aeskey, self.agentid, self._clock)
+
     def seal(self, kind: Kind, member: str, message_id: str, fields: Mapping[str, Any], faults: Faults) -> Callback:
         """The callback that brings one message or event."""
         plain: dict[str, Any] = {
@@ -109,7 +113,7 @@ class Sealer:
 
 
 class Callbacks:
-    """Delivers callbacks to one URL."""
+    """Delivers callbacks to one URL. The answer to one is read with the key that it was sealed with."""
 
     def __init__(self, url: str, sealer: Sealer, rules: Rules, faults: Faults, books: Books) -> None:
         self.url = url
@@ -135,14 +139,15 @@ class Callbacks:
 
     def deliver(self, chat: Chat, entry: Entry, kind: Kind) -> "asyncio.Task[None]":
         """Send what the member wrote to the app; the entry tells how far it is."""
-        callback = self.sealer.seal(kind, chat.member, entry.message_id, entry.fields, self.faults)
+        sealer = self.sealer
+        callback = sealer.seal(kind, chat.member, entry.message_id, entry.fields, self.faults)
         self._books.sent += 1
-        task = asyncio.create_task(self._deliver(chat, entry, kind, callback))
+        task = asyncio.create_task(self._deliver(chat, entry, kind, callback, sealer))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task
 
-    async def _deliver(self, chat: Chat, entry: Entry, kind: Kind, callback: Callback) -> None:
+    async def _deliver(self, chat: Chat, entry: Entry, kind: Kind, callback: Callback, sealer: Sealer) -> None:
         twice = self.faults.twice
         let_pass = await self._wait_to_be_overtaken()
         began = time.perf_counter()
@@ -157,7 +162,7 @@ class Callbacks:
             entry.state = "lost"
             self._books.lost += 1
         else:
-            self._answered(chat, entry, kind, body)
+            self._answered(chat, entry, kind, body, sealer)
         chat.changed(entry)
 
     async def _wait_to_be_overtaken(self) -> Callable[[], None]:
@@ -214,9 +219,9 @@ class Callbacks:
                     break
             return response.status, bytes(body)
 
-    def _answered(self, chat: Chat, entry: Entry, kind: Kind, body: bytes) -> None:
+    def _answered(self, chat: Chat, entry: Entry, kind: Kind, body: bytes, sealer: Sealer) -> None:
         try:
-            message = self.sealer.read_reply(body, chat.member)
+            message = sealer.read_reply(body, chat.member)
         except ValueError as error:
             entry.state, entry.problem = "forged", f"nothing is shown: {error}"
             self._books.forged += 1
@@ -235,11 +240,24 @@ class Callbacks:
         else:
             chat.show(message, "passive", in_reply_to=entry.id)
 
-    async def check_url(self) -> str:
+    async def save_key(self, token: str, aeskey: str) -> str:
+        """Use another key from now on, as an administrator who saves it; what is wrong with the URL then, or nothing.
+
+        The platform checks the URL with the new key at once, and keeps the old one if the answer is wrong (90930).
+        Raises ValueError if the aeskey is none.
+        """
+        sealer = self.sealer.with_key(token, aeskey)
+        problem = await self.check_url(sealer)
+        if not problem:
+            self.sealer = sealer
+        return problem
+
+    async def check_url(self, sealer: Sealer | None = None) -> str:
         """What the administrator sees when saving the URL: what is wrong with it, or nothing."""
         echo = str(10**18 + secrets.randbelow(9 * 10**18))
+        check = (sealer or self.sealer).seal_check(echo, self.faults)
         try:
-            status, body = await self._request(self.sealer.seal_check(echo, self.faults), self.rules.check_limit_s)
+            status, body = await self._request(check, self.rules.check_limit_s)
         except TimeoutError:
             return f"the URL did not answer within {self.rules.check_limit_s:g} s"
         except aiohttp.ClientError as error:

@@ -36,6 +36,7 @@ def application(company: Company) -> web.Application:
             web.put("/rules", control.put_rules),
             web.get("/faults", control.get_faults),
             web.put("/faults", control.put_faults),
+            web.put("/key", control.save_key),
             web.post("/actions/check-url", control.check_url),
             web.post("/actions/withdraw-token", control.withdraw_token),
             web.post("/media", control.add_media),
@@ -83,6 +84,13 @@ class _Membership(msgspec.Struct, forbid_unknown_fields=True):
     """None: as before."""
 
 
+class _Key(msgspec.Struct):
+    """What an administrator puts into the form of the callback."""
+
+    token: str
+    aeskey: str
+
+
 class _Control:
     def __init__(self, company: Company) -> None:
         self._company = company
@@ -112,6 +120,11 @@ class _Control:
     async def put_faults(self, request: web.Request) -> web.Response:
         self._company.change_faults(await _read(request, Faults))
         return _json(self._company.faults)
+
+    async def save_key(self, request: web.Request) -> web.Response:
+        given = await _read(request, _Key)
+        problem = await self._company.callbacks.save_key(given.token, given.aeskey)
+        return _json({"passed": not problem, "problem": problem})
 
     async def check_url(self, _: web.Request) -> web.Response:
         problem = await self._company.callbacks.check_url()

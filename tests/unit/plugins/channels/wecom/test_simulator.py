@@ -591,6 +591,44 @@ async def test_a_url_that_is_late_fails(world: World) -> None:
     assert result == {"passed": False, "problem": "the URL did not answer within 0.1 s"}
 
 
+async def test_another_key_can_be_saved(world: World) -> None:
+    """From then on callbacks are sealed with it; an answer is read with the key of its callback."""
+    saved = {"token": "another", "aeskey": "A" * 43}
+    new, old = peer({**ACCOUNT, **saved}), peer()
+
+    async def echo_new(request: web.Request) -> web.Response:
+        values = request.query
+        text = new.check_signature(values["msg_signature"], values["timestamp"], values["nonce"], values["echostr"])
+        return web.Response(text=text)
+
+    async def slow(_: web.Request) -> web.Response:
+        arrived.set()
+        await may_answer.wait()
+        return web.Response(text=text_reply("in time", crypto=old))
+
+    arrived, may_answer = asyncio.Event(), asyncio.Event()
+    world.app.answer = slow
+    begun = asyncio.create_task(world.write())
+    await arrived.wait()
+    world.app.answer = echo_new
+    assert await world.call("PUT", "/simulator/key", saved) == {"passed": True, "problem": ""}
+    may_answer.set()
+    assert (await begun)["reply"] == "in time"
+    world.app.answer = answering(body=text_reply("hello", crypto=new))
+    assert (await world.write())["reply"] == "hello"
+
+
+async def test_a_key_that_the_app_does_not_know_is_not_saved(world: World) -> None:
+    """The old one stays in use when the check of the URL fails, or the key is none."""
+    world.app.answer = answering(401)
+    result = await world.call("PUT", "/simulator/key", {"token": "another", "aeskey": "A" * 43})
+    assert (result["passed"], result["problem"]) == (False, "the URL answered with HTTP 401 instead of 200")
+    with pytest.raises(AssertionError, match="aeskey"):
+        await world.call("PUT", "/simulator/key", {"token": "another", "aeskey": "short"})
+    world.app.answer = answering(body=text_reply("hello"))
+    assert (await world.write())["reply"] == "hello"
+
+
 async def test_a_plus_can_turn_into_a_space(world: World) -> None:
     """The classic mistake of a proxy in front: the echostr no longer fits its signature."""
     await world.faults(plus_as_space=True)

@@ -284,11 +284,11 @@ def _record(chain: str, last: Head, action: str, actor: str, facts: Mapping[str,
         "request_id": telemetry.request_id.get(),
         "previous": last.hash,
     }
-    record["hash"] = sha256(_encode(record)).hexdigest()
-    text = _encode(record) + b"\n"
+    digested = sha256(_encode(record)).hexdigest()
+    text = _encode(record | {"hash": digested}) + b"\n"
     if len(text) > _LONGEST_RECORD_BYTES:
         raise InvalidRequest(f"an audit record of {action} has {len(text)} bytes: at most {_LONGEST_RECORD_BYTES}")
-    return text, Head(chain, last.sequence + 1, record["hash"])
+    return text, Head(chain, last.sequence + 1, digested)
 
 
 def _encode(record: Mapping[str, Any]) -> bytes:
@@ -351,12 +351,14 @@ def _write(descriptor: int, text: bytes) -> None:
     """All of it, on the disk, or nothing."""
     size = os.fstat(descriptor).st_size
     try:
-        if os.write(descriptor, text) != len(text):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # which is what cuts a write short
+        written = os.write(descriptor, text)
         os.fsync(descriptor)
     except OSError:
         os.ftruncate(descriptor, size)
         raise
+    if written != len(text):
+        os.ftruncate(descriptor, size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # which is what cuts a write short
 
 
 def _sync_folder(where: Path) -> None:

@@ -63,6 +63,8 @@ class KeyChange:
     steps: Mapping[str, Sequence[str]]
     """What an administrator does in the platform's console once the key is live here, step by step, by BCP 47 tag;
     has "en" and "zh-CN"."""
+    simulated: str = ""
+    """Path at which the channel's simulator takes the new key, as JSON with PUT. Empty: it takes none."""
 
 
 @dataclass(frozen=True)

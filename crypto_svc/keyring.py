@@ -202,8 +202,6 @@ class Keyring:
             content = _content(self._file)
             if content == self._seen:
                 return
-            if content is None:
-                raise InvalidSetting(f"the keys in {self._file} are gone: restore the file")
             self._take(content)
         except (InvalidKey, InvalidSetting) as error:
             _reload_failures.inc()
@@ -211,8 +209,10 @@ class Keyring:
             raise StorageUnavailable(what + error.message) from None
         telemetry.info("keys_changed", file=str(self._file))
 
-    def _take(self, content: bytes) -> None:
-        """Everything is made before anything is exchanged."""
+    def _take(self, content: bytes | None) -> None:
+        """Everything is made before anything is exchanged. Raises InvalidKey, InvalidSetting."""
+        if content is None:
+            raise InvalidSetting(f"the keys in {self._file} are gone: restore the file")
         kept = _parsed(self._file, content)
         accounts = {name: _load(kept.get(name), keys.crypto, keys.last_used) for name, keys in self._accounts.items()}
         self._seen, self._kept, self._accounts = content, kept, accounts

@@ -15,8 +15,7 @@ from assistant import audit as log
 from assistant import telemetry
 from assistant.audit import Audit, Head, Verified
 from assistant.cli import ACTOR_VARIABLE
-from assistant.cli.output import json_option, ourselves, print_json, print_table
-from assistant.errors import InvalidRequest
+from assistant.cli.output import json_option, print_json, print_table
 
 _LONGEST_NAME = 100
 
@@ -90,7 +89,9 @@ def export(folder: Path | None) -> None:
 
 @audit.command("verify")
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="[EXPORT]...")
-@click.option("--head", "heads", multiple=True, metavar="HEAD", help="What an earlier `verify` printed; may be repeated.")
+@click.option(
+    "--head", "heads", multiple=True, metavar="HEAD", help="What an earlier `verify` printed; may be repeated."
+)
 @click.option(
     "--log",
     "logs",

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -184,7 +184,7 @@ def _typed(value: str, field: Field) -> bool | int | float | str:
     return value
 
 
-def write(section: str, values: Mapping[str, Any]) -> None:
+def write(section: str, values: Mapping[str, Any], tell: Callable[[str], None] = click.echo) -> None:
     """Change the file, and record it, unless the section would then have a problem.
 
     Raises InvalidSetting, AuditBroken or StorageUnavailable: then nothing is changed.
@@ -207,9 +207,9 @@ def write(section: str, values: Mapping[str, Any]) -> None:
             write_private(file, tomlkit.dumps(document))
         except OSError as error:
             raise StorageUnavailable(f"{file} cannot be written: {error.strerror}. Nothing was changed") from None
-    click.echo(f"Set {', '.join(names)} in {file}.")
+    tell(f"Set {', '.join(names)} in {file}.")
     if control.standing():
-        click.echo(f"The mesh runs with the old values until: {ourselves()} up")
+        tell(f"The mesh runs with the old values until: {ourselves()} up")
 
 
 def _row(setting: Setting) -> dict[str, Any]:

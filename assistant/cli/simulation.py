@@ -1,5 +1,7 @@
 """The simulated platform that a mesh talks to while no channel is configured."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -48,6 +50,15 @@ def with_simulation(configuration: Configuration) -> Configuration:
     policy = configuration.tables.get("channels", {}).get(channel, {})
     account = {**policy, **_credentials(channel), "api_base": f"http://{settings.listen}"}
     return Configuration({**configuration.tables, "channels": {channel: account}}, configuration.file)
+
+
+def keep_simulated(channel: str, changed: Mapping[str, str]) -> Path:
+    """Change settings of the simulated account, and say in which file they are."""
+    file = home() / "simulator.toml"
+    kept = load_tables(file)
+    kept[channel] = {**_credentials(channel), **changed}
+    write_private(file, tomlkit.dumps(kept))
+    return file
 
 
 def _credentials(channel: str) -> dict[str, Any]:

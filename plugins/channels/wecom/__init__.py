@@ -100,7 +100,7 @@ def check_key(token: str, aeskey: str) -> None:
 _TOKEN_CHARACTERS = 32
 _LETTERS_AND_DIGITS = string.ascii_letters + string.digits
 _LAST_CHARACTERS = "AEIMQUYcgkosw048"
-"""The 43rd character of a key carries four bits. The console sets the two others as well, which some decoders refuse."""
+"""The 43rd character carries four bits. The console sets the two others as well, which some decoders refuse."""
 
 
 def new_key() -> dict[str, str]:
@@ -116,9 +116,9 @@ _KEY_CHANGE = KeyChange(
         "en": (
             "Open https://work.weixin.qq.com as an administrator: 应用管理 > the application > 接收消息 > 设置API接收.",
             "Replace Token and EncodingAESKey by the new ones. Leave the URL as it is.",
-            "Press 保存. WeCom calls the URL with the new key at once, and saves it only if the answer is right; "
-            "from then on it uses no other. If it says 「openapi回调地址请求不通过」, the old key stays in use: nothing "
-            "is lost, look at the logs of gateway and crypto_svc.",
+            "Press 保存. WeCom calls the URL with the new key at once, and saves it only if the answer is right; from "
+            "then on it uses no other. If it says 「openapi回调地址请求不通过」, the old key stays in use and nothing "
+            "is lost: look at the logs of gateway and crypto_svc.",
         ),
         "zh-CN": (
             "以管理员身份打开 https://work.weixin.qq.com：应用管理 > 该应用 > 接收消息 > 设置API接收。",
@@ -127,6 +127,7 @@ _KEY_CHANGE = KeyChange(
             "如果提示「openapi回调地址请求不通过」，旧密钥继续使用，不会丢消息：请查看 gateway 和 crypto_svc 的日志。",
         ),
     },
+    simulated="/simulator/key",
 )
 
 

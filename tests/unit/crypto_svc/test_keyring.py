@@ -273,9 +273,7 @@ def test_many_replicas_change_keys_at_once(file: Path, account: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("content", ["", "{}", None], ids=["empty", "of another form", "gone"])
-def test_a_file_that_is_spoilt_later_changes_nothing(
-    file: Path, account: dict[str, Any], content: str | None
-) -> None:
+def test_a_file_that_is_spoilt_later_changes_nothing(file: Path, account: dict[str, Any], content: str | None) -> None:
     """The old keys stay, it is counted, and nothing is written over it; a whole file is taken up again."""
     keyring = ring(file, account)
     keyring.add(ACCOUNT, "spring", material(), CALLER)
@@ -311,12 +309,12 @@ async def test_a_change_is_noticed_by_itself(
     monkeypatch.setattr("crypto_svc.keyring.LOOK_EVERY_S", 0.01)
     one, other = ring(file, account), ring(file, account)
     following = asyncio.create_task(other.follow())
-    file.write_text("spoilt meanwhile")
+    await asyncio.to_thread(file.write_text, "spoilt meanwhile")
     before = reload_failures()
     async with asyncio.timeout(10):
         while reload_failures() == before:
             await asyncio.sleep(0.01)
-        file.unlink()
+        await asyncio.to_thread(file.unlink)
         ring(file, account).add(ACCOUNT, "spring", material(), CALLER)
         while live(other) != ["spring", CONFIGURED]:
             await asyncio.sleep(0.01)

@@ -5,6 +5,7 @@ import asyncio
 from assistant import telemetry, tls
 from assistant.api.nlp.v1 import nlp_pb2
 from assistant.api.skill.v1 import skill_pb2
+from assistant.audit import Audit
 from assistant.journal import Journal
 from assistant.server import Server, run, serve
 from assistant.settings import Source
@@ -24,7 +25,8 @@ async def _main() -> None:
     settings = source.read(NlpSettings, "nlp")
     engine = Router(router.create(settings.provider, source))
     journal = await Journal.open(settings.database, effects.MIGRATIONS)
-    skill_service = SkillService(skills.create(source), Effects(journal, settings.effects_keep_days))
+    kept = Effects(journal, settings.effects_keep_days)
+    skill_service = SkillService(skills.create(source), kept, Audit("nlp_svc"))
     server = Server(
         {_NLP: NlpService(engine), _SKILLS: skill_service},
         listen=settings.listen,

@@ -1,6 +1,7 @@
 """SkillService: what can be done for a member, each use once."""
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from time import monotonic
 from typing import NamedTuple, NoReturn
@@ -17,8 +18,10 @@ from assistant.api.skill.v1.skill_pb2 import (
     ListSkillsResponse,
     SkillEffects,
 )
+from assistant.audit import Audit, digest
 from assistant.errors import (
     AssistantError,
+    AuditBroken,
     Cancelled,
     DeadlineExceeded,
     Internal,
@@ -28,11 +31,12 @@ from assistant.errors import (
     PlatformOutcomeUnknown,
     ServiceUnavailable,
     SkillOutcomeUnknown,
+    StorageUnavailable,
     UnknownSkill,
 )
 from assistant.plugin import Skill, SkillPlugin, installed, load
 from assistant.server import Call
-from assistant.settings import Source
+from assistant.settings import DEFAULT_ACCOUNT, Source
 from nlp_svc.effects import Effects
 
 _LONGEST_S = 60.0
@@ -64,9 +68,10 @@ def create(source: Source) -> dict[str, Skill]:
 class SkillService:
     """Skills behind the contract. `skills` are keyed by name, which is the one that they describe themselves by."""
 
-    def __init__(self, skills: Mapping[str, Skill], effects: Effects) -> None:
+    def __init__(self, skills: Mapping[str, Skill], effects: Effects, audit: Audit) -> None:
         self._skills = {name: _Checked(name, skill) for name, skill in sorted(skills.items())}
         self._effects = effects
+        self._audit = audit
         self._running: dict[str, _Use] = {}
         self._answered = _Answered()
 
@@ -115,14 +120,33 @@ class SkillService:
             if effect.response is None:
                 raise SkillOutcomeUnknown
             return effect.response
+        await self._record("skill.begin", request)
         try:
             response = await skill.plugin.invoke(request)
         except AssistantError as error:
-            if not isinstance(error, _OUTCOME_UNKNOWN):
+            unknown = isinstance(error, _OUTCOME_UNKNOWN)
+            await self._record("skill.end", request, "unknown" if unknown else "nothing done", error.reason)
+            if not unknown:
                 await self._effects.withdraw(name)
             raise
+        except BaseException as error:
+            await self._record("skill.end", request, "unknown", type(error).__name__)
+            raise
         await self._effects.finish(name, response)
+        await self._record("skill.end", request, "done")
         return response
+
+    async def _record(self, action: str, request: InvokeSkillRequest, outcome: str = "", reason: str = "") -> None:
+        """Write to the audit log what is done for whom. A member is served even if that fails; it is counted."""
+        facts = {
+            "account": f"{request.account.channel}/{request.account.name or DEFAULT_ACCOUNT}",
+            "turn_id": request.turn_id,
+            "action_index": request.action_index,
+            "skill": request.skill,
+            "arguments_sha256": digest(MessageToDict(request.arguments)),
+        } | {name: value for name, value in (("outcome", outcome), ("reason", reason)) if value}
+        with contextlib.suppress(AuditBroken, StorageUnavailable):
+            await asyncio.to_thread(self._audit.append, action, f"member {request.sender.id}", **facts)
 
 
 def _same(request: InvokeSkillRequest, skill: str) -> None:

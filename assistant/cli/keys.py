@@ -176,11 +176,11 @@ def _rotate_command(channel: str, manifest: plugin.Channel) -> click.Command:
             if retire_after is not None:
                 rotating.wait_until_quiet(retire_after)
             elif not _agreed(rotating):
-                click.echo(f"All keys stay live. Finish it later: {ourselves()} keys rotate {channel}", err=as_json)
+                click.echo(f"All keys stay live. Finish it later: {rotating.command}", err=as_json)
                 return
             retired, configuration = rotating.finish()
         except KeyboardInterrupt:
-            tell(f"\nInterrupted. All keys that are live stay live. Go on: {ourselves()} keys rotate {channel}")
+            tell(f"\nInterrupted. All keys that are live stay live. Go on: {rotating.command}")
             sys.exit(130)
         if as_json:
             print_json(

@@ -18,7 +18,7 @@ from assistant.cli.keyring import Key, Keyring
 from assistant.cli.output import ourselves
 from assistant.cli.simulation import SimulatorSettings, keep_simulated, simulated_channel
 from assistant.errors import AssistantError, DeadlineExceeded, InvalidKey, InvalidRequest, KeyExists, UnknownKey
-from assistant.settings import fields, home, is_secret
+from assistant.settings import DEFAULT_ACCOUNT, fields, home, is_secret
 
 _LOOK_EVERY_S = 1.0
 _UNKNOWN_STEPS = ("Save the new key in the console of the platform.",)
@@ -85,6 +85,15 @@ class Rotation:
         """The account, as channel/name."""
         return f"{self._manifest.name}/{self._account}"
 
+    @property
+    def command(self) -> str:
+        """What goes on with it."""
+        return self._command("rotate")
+
+    def _command(self, name: str) -> str:
+        account = "" if self._account == DEFAULT_ACCOUNT else f" --account {self._account}"
+        return f"{ourselves()} keys {name} {self._manifest.name}{account}"
+
     def begin(self, key_id: str | None, material: Mapping[str, str]) -> None:
         """Make or take the new key, and add it on every replica. Empty material: make it."""
         keys = self._keyring.known()
@@ -93,7 +102,7 @@ class Rotation:
             if (material and material != under_way.material) or key_id not in (None, under_way.key_id):
                 raise InvalidRequest(
                     f"a rotation of {self.name} to the key {under_way.key_id} is under way: finish it without giving "
-                    f"a key, or give it up with {ourselves()} keys retire {self._manifest.name} {under_way.key_id}"
+                    f"a key, or give it up with {self._command('retire')} {under_way.key_id}"
                 )
             self._kept = under_way
             self._tell(f"Going on with the key {under_way.key_id}.")
@@ -136,7 +145,7 @@ class Rotation:
             if time.monotonic() >= deadline:
                 raise DeadlineExceeded(
                     f"no callback with the key {self.key_id} came within {timeout_s:g} s. All keys stay live and "
-                    f"nothing is lost. Go on: {ourselves()} keys rotate {self._manifest.name}"
+                    f"nothing is lost. Go on: {self.command}"
                 )
             time.sleep(_LOOK_EVERY_S)
         self._tell(f"A callback came with the key {self.key_id}: the platform uses it.")

@@ -1,19 +1,22 @@
 """The skill service: arguments are checked, and every use happens once."""
 
 import asyncio
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
-from assistant import plugin
+from assistant import audit, plugin
 from assistant.api.message.v1.message_pb2 import Account
 from assistant.api.skill.v1 import skill_pb2
 from assistant.api.skill.v1.skill_pb2 import InvokeSkillRequest, InvokeSkillResponse, ListSkillsRequest, SkillEffects
 from assistant.api.skill.v1.skill_pb2 import Skill as SkillDescription
 from assistant.api.skill.v1.skill_pb2_grpc import SkillServiceStub
+from assistant.audit import Audit
 from assistant.errors import (
     AssistantError,
     DeadlineExceeded,
@@ -85,8 +88,19 @@ def tickets(request: pytest.FixtureRequest) -> Tickets:
 
 
 @pytest.fixture
-async def stub(serve: Any, journal: Journal, tickets: Tickets) -> SkillServiceStub:
-    service = SkillService({"tickets": tickets, "clock": clock()}, Effects(journal, keep_days=30))
+def chain(tmp_path: Path) -> Audit:
+    """The audit log of nlp_svc."""
+    return Audit("nlp_svc", tmp_path / "audit")
+
+
+def recorded(tmp_path: Path) -> list[tuple[str, ...]]:
+    records = audit.records(audit.chains(tmp_path / "audit"))
+    return [(each["action"], *(each["facts"].get(name, "") for name in ("outcome", "reason"))) for each in records]
+
+
+@pytest.fixture
+async def stub(serve: Any, journal: Journal, tickets: Tickets, chain: Audit) -> SkillServiceStub:
+    service = SkillService({"tickets": tickets, "clock": clock()}, Effects(journal, keep_days=30), chain)
     return SkillServiceStub(await serve(SKILLS, service))
 
 
@@ -198,10 +212,14 @@ async def test_a_use_that_failed_without_effect_can_be_repeated(stub: SkillServi
 
 
 @pytest.mark.parametrize("error", [PlatformOutcomeUnknown(), DeadlineExceeded(), ValueError("a bug")])
-async def test_an_effect_that_may_have_happened_is_not_repeated(serve: Any, journal: Journal, error: Exception) -> None:
+async def test_an_effect_that_may_have_happened_is_not_repeated(
+    serve: Any, journal: Journal, chain: Audit, error: Exception
+) -> None:
     """After a failure that leaves it open, repeating says so and does nothing."""
     tickets = Tickets()
-    stub = SkillServiceStub(await serve(SKILLS, SkillService({"tickets": tickets}, Effects(journal, keep_days=30))))
+    stub = SkillServiceStub(
+        await serve(SKILLS, SkillService({"tickets": tickets}, Effects(journal, keep_days=30), chain))
+    )
     tickets.error = error
     with pytest.raises((AssistantError if isinstance(error, AssistantError) else Internal, SkillOutcomeUnknown)):
         await stub.InvokeSkill(use(), timeout=5)
@@ -218,7 +236,8 @@ async def invoke(service: SkillService, request: InvokeSkillRequest) -> InvokeSk
 
 async def restarted(database: str, tickets: Tickets) -> tuple[Journal, SkillService]:
     journal = await Journal.open(database, effects.MIGRATIONS)
-    return journal, SkillService({tickets.name: tickets}, Effects(journal, keep_days=30))
+    chain = Audit("nlp_svc", Path(database.removeprefix("sqlite:///")).parent / "audit")
+    return journal, SkillService({tickets.name: tickets}, Effects(journal, keep_days=30), chain)
 
 
 async def test_the_answer_of_an_effect_survives_a_restart(database: str) -> None:
@@ -279,11 +298,64 @@ async def test_old_effects_are_found_by_an_index(journal: Journal) -> None:
     ],
 )
 async def test_a_skill_that_describes_itself_wrongly_stops_the_start(
-    journal: Journal, change: dict[str, Any], problem: str
+    journal: Journal, chain: Audit, change: dict[str, Any], problem: str
 ) -> None:
     """The error names the plugin and what is wrong with it."""
     tickets = Tickets()
     for name, value in change.items():
         setattr(tickets, name, value)
     with pytest.raises(InvalidSetting, match=f"'tickets'.*{problem}"):
-        SkillService({"tickets": tickets}, Effects(journal, keep_days=30))
+        SkillService({"tickets": tickets}, Effects(journal, keep_days=30), chain)
+
+
+# --- The audit log ----------------------------------------------------------------------------------------
+
+
+async def test_what_is_done_for_whom_is_recorded(serve: Any, journal: Journal, chain: Audit, tmp_path: Path) -> None:
+    """Each effect is recorded once, before and after, without the words in its arguments; looking is not recorded."""
+    service = SkillService({"tickets": Tickets(), "clock": clock()}, Effects(journal, keep_days=30), chain)
+    stub = SkillServiceStub(await serve(SKILLS, service))
+    request = use(title="my knee", days=3)
+    request.sender.id = "zhangsan"
+    for _ in range(2):
+        await stub.InvokeSkill(request, timeout=5)
+    await stub.InvokeSkill(use(index=1, skill="clock", what="time"), timeout=5)
+    assert recorded(tmp_path) == [("skill.begin", "", ""), ("skill.end", "done", "")]
+    text = (tmp_path / "audit" / "nlp_svc.jsonl").read_text()
+    assert "knee" not in text
+    record = json.loads(text.splitlines()[0])
+    assert record["actor"] == "member zhangsan"
+    assert record["facts"] == {
+        "account": "loopback/default",
+        "turn_id": "t",
+        "action_index": 0,
+        "skill": "tickets",
+        "arguments_sha256": audit.digest({"title": "my knee", "days": 3.0}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (InvalidRequest("no"), ("nothing done", "INVALID_REQUEST")),
+        (PlatformOutcomeUnknown("perhaps"), ("unknown", "PLATFORM_OUTCOME_UNKNOWN")),
+        (ValueError("a secret"), ("unknown", "ValueError")),
+    ],
+)
+async def test_how_an_effect_ended_is_recorded(
+    serve: Any, journal: Journal, chain: Audit, tmp_path: Path, error: Exception, outcome: tuple[str, str]
+) -> None:
+    """What failed can be told from what may have been done; the text of an error is left out."""
+    tickets = Tickets()
+    tickets.error = error
+    stub = SkillServiceStub(await serve(SKILLS, SkillService({"tickets": tickets}, Effects(journal, 30), chain)))
+    with pytest.raises(AssistantError):
+        await stub.InvokeSkill(use(), timeout=5)
+    assert recorded(tmp_path)[:2] == [("skill.begin", "", ""), ("skill.end", *outcome)]
+    assert "a secret" not in (tmp_path / "audit" / "nlp_svc.jsonl").read_text()
+
+
+async def test_a_member_is_served_without_an_audit_log(stub: SkillServiceStub, tmp_path: Path) -> None:
+    """A log that cannot be written costs no answer. It is counted: tests/unit/assistant/test_audit.py."""
+    (tmp_path / "audit").write_text("in the way")
+    assert (await stub.InvokeSkill(use(), timeout=5)).result["number"] == 1

@@ -1,6 +1,7 @@
 """The callback keys of one account, on all replicas of crypto_svc."""
 
 import asyncio
+import contextvars
 import functools
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -158,7 +159,7 @@ def _runner() -> asyncio.Runner:
 
 
 def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    return _runner().run(coroutine)
+    return _runner().run(coroutine, context=contextvars.copy_context())  # with the request id of now
 
 
 def _merged(known: Sequence[crypto_pb2.Key], all_replicas: int) -> Key:

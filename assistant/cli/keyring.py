@@ -15,7 +15,7 @@ from assistant.api.crypto.v1 import crypto_pb2
 from assistant.api.crypto.v1.crypto_pb2_grpc import CryptoServiceStub
 from assistant.api.message.v1.message_pb2 import Account
 from assistant.client import connect, replicas
-from assistant.errors import DeadlineExceeded, ServiceUnavailable
+from assistant.errors import DeadlineExceeded, KeyExists, ServiceUnavailable
 from assistant.tls import Identity
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class Keyring:
     """Asks every server that `target` stands for: a name may stand for several."""
 
     def __init__(self, target: str, identity: Identity | None, channel: str, account: str) -> None:
-        self._target = target
+        self.target = target
+        """Where crypto_svc is: what `assistant.client.connect` takes."""
         self._identity = identity
         self._account = Account(channel=channel, name=account)
 
@@ -86,12 +87,13 @@ class Keyring:
         Raises ServiceUnavailable, DeadlineExceeded and what crypto_svc answers. Whatever was done may be repeated.
         """
         request = crypto_pb2.AddKeyRequest(account=self._account, key_id=key_id, material=material)
-        return _run(
-            self._everywhere(
-                lambda keys: key_id in keys and not keys[key_id].HasField("retired_at"),
-                lambda stub: stub.AddKey(request, timeout=_TIMEOUT_S),
-            )
-        )
+
+        async def add(stub: "CryptoServiceAsyncStub") -> None:
+            answer = await stub.AddKey(request, timeout=_TIMEOUT_S)
+            if answer.key.HasField("retired_at"):
+                raise KeyExists(f"the key {key_id} was retired, and does not come back: choose another key and name")
+
+        return _run(self._everywhere(lambda keys: key_id in keys, add))
 
     def retire(self, key_id: str) -> int:
         """Retire a key. Returns when no replica takes it any longer: how many they are.
@@ -114,11 +116,11 @@ class Keyring:
     async def _everywhere(
         self, done: Callable[[Listed], bool], change: "Callable[[CryptoServiceAsyncStub], Awaitable[Any]]"
     ) -> int:
-        """Change those of the replicas that are there now on which it is not done, until there is none."""
-        deadline = time.monotonic() + _EVERYWHERE_WITHIN_S
+        """Ask each replica to change, also those that come meanwhile, until it is done on all that are there."""
+        deadline, asked = time.monotonic() + _EVERYWHERE_WITHIN_S, set[str]()
         while True:
             listed = await self._listed()
-            lacking = [address for address, keys in listed.items() if not done(keys)]
+            lacking = [address for address, keys in listed.items() if address not in asked or not done(keys)]
             if not lacking:
                 return len(listed)
             if time.monotonic() > deadline:
@@ -127,15 +129,16 @@ class Keyring:
                 )
             for address in lacking:
                 await self._ask(address, change)
+                asked.add(address)
             await asyncio.sleep(_AGAIN_S)
 
     async def _listed(self) -> dict[str, Listed]:
         """What each replica lists, by its address."""
         request = crypto_pb2.ListKeysRequest(account=self._account)
         try:
-            addresses = await replicas(self._target)
+            addresses = await replicas(self.target)
         except OSError as error:
-            raise ServiceUnavailable(f"crypto_svc is not found at {self._target}: {error.strerror}") from None
+            raise ServiceUnavailable(f"crypto_svc is not found at {self.target}: {error.strerror}") from None
         answers = await asyncio.gather(
             *(self._ask(address, lambda stub: stub.ListKeys(request, timeout=_TIMEOUT_S)) for address in addresses)
         )

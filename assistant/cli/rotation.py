@@ -115,7 +115,7 @@ class Rotation:
             self._kept = _Kept(key_id=key_id or new_key_id(keys), material=made or dict(material), made=bool(made))
             self._save()
         known = {key.key_id: key for key in keys}
-        if self.key_id not in known or not known[self.key_id].live_everywhere:
+        if not under_way or self.key_id not in known or not known[self.key_id].live_everywhere:
             self._add()
         old = ", ".join(key.key_id for key in self._old_keys()) or "no other key"
         self._tell(f"The key {self.key_id} is live beside {old}, on every replica of crypto_svc.")

@@ -144,4 +144,5 @@ def _tell(chain: Verified) -> None:
     for problem in chain.problems:
         click.echo(f"{chain.head.chain}: {problem}. Whole up to {chain.head}", err=True)
     if not chain.problems:
-        click.echo(f"{chain.head.chain}: {chain.head.sequence} records are whole. Head: {chain.head}")
+        whole = "1 record is whole" if chain.head.sequence == 1 else f"{chain.head.sequence} records are whole"
+        click.echo(f"{chain.head.chain}: {whole}. Head: {chain.head}")

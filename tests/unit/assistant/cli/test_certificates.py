@@ -84,6 +84,25 @@ def test_what_cannot_be_done_is_said(cli: Cli, tmp_path: Path, arguments: tuple[
     assert said in done.stderr
 
 
+def test_a_certificate_that_ends_soon_is_complained_about(cli: Cli, tmp_path: Path) -> None:
+    """`list` warns two weeks ahead, says what ended, and what to do: our own is renewed, another's replaced."""
+    cli("certificates", "make")
+    root = tmp_path / "certificates"
+    assert cli("certificates", "list").stderr == ""
+    for name, days in (("gateway", 13), ("nlp_svc", -1)):
+        Authority.open(root / "ca").issue(root / name, [], tls.uri(name), datetime.timedelta(days=days, hours=12))
+    for name in (tls.CERTIFICATE, tls.KEY, tls.AUTHORITIES):  # as somebody else would put it there
+        text = (root / "gateway" / name).read_bytes()
+        (root / "edge" / name).unlink()
+        (root / "edge" / name).write_bytes(text)
+    (root / "edge" / "..data").unlink()
+    said = cli("certificates", "list").stderr
+    assert "The certificate of gateway ends in 13 days. Renew it: ai-assistant-cli certificates make" in said
+    assert "The certificate of nlp_svc ended at" in said
+    assert f"Replace it in {root / 'edge'}" in said
+    assert len(said.splitlines()) == 3
+
+
 def test_files_are_exchanged_together(tmp_path: Path) -> None:
     """Readers find either all old files or all new ones, and no old one is left lying about."""
     write_together(tmp_path, {"a": "1", "b": "1"})

@@ -20,6 +20,8 @@ WORDS = (
     "simulate",
     "inbox",
     "deliveries",
+    "keys",
+    "audit",
     "plugins",
 )
 

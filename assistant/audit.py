@@ -2,8 +2,8 @@
 
 One record is one line of JSON, which holds the hash of the line before it: a line that is changed, removed, put in or
 moved breaks the chain there. What is cut off at the end is noticed by the head, the number and hash of the last
-record: it stands in a file beside the chain, against accidents and clumsy hands, and each new one is told to the log
-(`audit_recorded`), which whoever can write this folder should not be able to write.
+record: it stands in a file beside the chain, against accidents and clumsy hands. And every record is told to the log as
+well (`audit_recorded`): whoever can write this folder should not be able to write where logs are kept.
 
 Every process or service has a chain of its own. Records hold names, ids, and digests: no secret, no text of a member.
 """
@@ -29,7 +29,9 @@ from assistant.settings import home
 
 _ORIGIN = "0" * 64
 """What the first record has for the hash of the one before."""
-_LONGEST_RECORD_BYTES = 64 * 1024
+_LONGEST_RECORD_BYTES = 60 * 1024
+_TAIL_BYTES = 64 * 1024
+"""Where the last record is found, hash and all."""
 _FIELDS = {
     "chain": str,
     "sequence": int,
@@ -89,7 +91,7 @@ class Audit:
         and logged, so that a caller who has to go on may.
         """
         try:
-            head = self._append(action, actor, facts)
+            record = self._append(action, actor, facts)
         except OSError as error:
             self._failed(
                 StorageUnavailable(f"the audit log {self._file} cannot be written: {error.strerror}. Nothing was done")
@@ -97,7 +99,7 @@ class Audit:
         except (AuditBroken, StorageUnavailable) as error:
             self._failed(error)
         else:
-            telemetry.info("audit_recorded", chain=head.chain, sequence=head.sequence, hash=head.hash, action=action)
+            telemetry.info("audit_recorded", record=record)
 
     @contextlib.contextmanager
     def recording(self, action: str, actor: str, **facts: Any) -> Iterator[None]:
@@ -119,26 +121,26 @@ class Audit:
         telemetry.error("audit_failed", error, chain=self._chain)
         raise error from None
 
-    def _append(self, action: str, actor: str, facts: Mapping[str, Any]) -> Head:
+    def _append(self, action: str, actor: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = not self._file.exists()
         descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             last = self._last(descriptor)
-            line, head = _record(self._chain, last, action, actor, facts)
-            _write(descriptor, line)
+            record = _record(last, action, actor, facts)
+            _write(descriptor, _encode(record) + b"\n")
             if new:
                 _sync_folder(self._file.parent)
-            _write_head(_head_file(self._file), head)
+            _write_head(_head_file(self._file), Head(self._chain, record["sequence"], record["hash"]))
         finally:
             os.close(descriptor)
-        return head
+        return record
 
     def _last(self, descriptor: int) -> Head:
         """The end of the chain, if it is as we left it. A line that a crash cut off was never promised: it goes."""
         size = os.fstat(descriptor).st_size
-        begin = max(0, size - _LONGEST_RECORD_BYTES)
+        begin = max(0, size - _TAIL_BYTES)
         whole, newline, torn = os.pread(descriptor, size - begin, begin).rpartition(b"\n")
         if torn:
             os.ftruncate(descriptor, size - len(torn))
@@ -224,7 +226,7 @@ def told_heads(log: Path) -> list[Head]:
     for text in _lines(log)[0]:
         if b'"audit_recorded"' in text:
             with contextlib.suppress(orjson.JSONDecodeError, KeyError, TypeError):
-                told = orjson.loads(text)
+                told = orjson.loads(text)["record"]
                 head = Head(str(told["chain"]), int(told["sequence"]), str(told["hash"]))
                 if head.chain not in last or last[head.chain].sequence < head.sequence:
                     last[head.chain] = head
@@ -273,9 +275,10 @@ class _Check:
 # --- Files ------------------------------------------------------------------------------------------------
 
 
-def _record(chain: str, last: Head, action: str, actor: str, facts: Mapping[str, Any]) -> tuple[bytes, Head]:
-    record = {
-        "chain": chain,
+def _record(last: Head, action: str, actor: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The record after this one. Raises InvalidRequest if it is too long."""
+    record: dict[str, Any] = {
+        "chain": last.chain,
         "sequence": last.sequence + 1,
         "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "actor": actor,
@@ -284,11 +287,10 @@ def _record(chain: str, last: Head, action: str, actor: str, facts: Mapping[str,
         "request_id": telemetry.request_id.get(),
         "previous": last.hash,
     }
-    digested = sha256(_encode(record)).hexdigest()
-    text = _encode(record | {"hash": digested}) + b"\n"
+    text = _encode(record)
     if len(text) > _LONGEST_RECORD_BYTES:
         raise InvalidRequest(f"an audit record of {action} has {len(text)} bytes: at most {_LONGEST_RECORD_BYTES}")
-    return text, Head(chain, last.sequence + 1, digested)
+    return record | {"hash": sha256(text).hexdigest()}
 
 
 def _encode(record: Mapping[str, Any]) -> bytes:

@@ -59,7 +59,8 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One key. Times are Unix time in seconds."""
 
     key_id: str
-    fingerprint: str
+    fingerprint: str = ""
+    """Left out by people who write the file by hand: it follows from the material."""
     added_at: float | None = None
     retired_at: float | None = None
     material: dict[str, str] = {}
@@ -270,11 +271,13 @@ def _load(kept: AccountRecord | None, crypto: Crypto, last_used: dict[str, float
     fingerprint = _fingerprint(material)
     records = {key.key_id: key for key in kept.keys} if kept else {}
     configured = next((key for key in records.values() if key.fingerprint == fingerprint), None)
+    before = records.pop(CONFIGURED, None)
     if configured is None:  # another one was configured since
         configured = KeyRecord(key_id=CONFIGURED, fingerprint=fingerprint)
-        records = {CONFIGURED: configured} | {key_id: key for key_id, key in records.items() if key_id != CONFIGURED}
-    elif configured.key_id != CONFIGURED and CONFIGURED in records and records[CONFIGURED].retired_at is None:
-        del records[CONFIGURED]  # its material was in the configuration, and is there no longer
+    if configured.key_id == CONFIGURED:
+        records = {CONFIGURED: configured, **records}
+    elif before is not None and before.retired_at is not None:  # else its material is gone
+        records = {CONFIGURED: before, **records}
     live = {
         record.key_id: crypto.key(material if record is configured else record.material)
         for record in reversed(records.values())
@@ -303,7 +306,15 @@ def _parsed(file: Path, content: bytes | None) -> _Kept:
         accounts = [] if content is None else msgspec.json.decode(content, type=list[AccountRecord])
     except msgspec.MsgspecError:
         raise InvalidSetting(_unreadable(file, "it is not what crypto_svc wrote")) from None
-    return {(account.channel, account.name): account for account in accounts}
+    return {(account.channel, account.name): _fingerprinted(account) for account in accounts}
+
+
+def _fingerprinted(account: AccountRecord) -> AccountRecord:
+    keys = [
+        msgspec.structs.replace(key, fingerprint=_fingerprint(key.material)) if key.material else key
+        for key in account.keys
+    ]
+    return msgspec.structs.replace(account, keys=keys)
 
 
 def _unreadable(file: Path, reason: str | None) -> str:

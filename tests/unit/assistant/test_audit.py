@@ -149,10 +149,11 @@ def test_heads_are_found_in_logs(tmp_path: Path, chain: Path) -> None:
     """What the services told to their logs is what was there."""
     log = tmp_path / "nlp_svc.log"
     known = head(chain.parent)
-    told = {"event": "audit_recorded", "chain": "cli", "action": "config.set"}
+    old = {"chain": "cli", "sequence": 1, "hash": "0" * 64}
     lines = [
-        {**told, "sequence": known.sequence, "hash": known.hash},
-        {**told, "sequence": 1, "hash": "0" * 64},
+        {"event": "audit_recorded", "record": known._asdict()},
+        {"event": "audit_recorded", "record": old},
+        {"event": "audit_recorded"},
         {"event": "other"},
     ]
     log.write_text("not JSON\n" + "".join(json.dumps(line) + "\n" for line in lines))

@@ -1,6 +1,7 @@
 """Keys that are added and retired while callbacks come in."""
 
 import asyncio
+import json
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -233,6 +234,16 @@ def test_a_key_has_one_name(file: Path, account: dict[str, Any]) -> None:
     for same, name in ((key, "spring"), ({"token": account["token"], "aeskey": account["aeskey"]}, CONFIGURED)):
         with pytest.raises(KeyExists, match=repr(name)):
             keyring.add(ACCOUNT, "summer", same, CALLER)
+
+
+def test_a_file_can_be_written_by_hand(file: Path, account: dict[str, Any]) -> None:
+    """Where nothing can be written while running, an operator gives further keys, by name and material alone."""
+    key = material()
+    given = [{"channel": ACCOUNT[0], "name": ACCOUNT[1], "keys": [{"key_id": "spring", "material": key}]}]
+    file.parent.mkdir()
+    file.write_text(json.dumps(given))
+    assert live(ring(file, account)) == ["spring", CONFIGURED]
+    assert live(ring(file, account | key)) == ["spring"]
 
 
 # --- Replicas ---------------------------------------------------------------------------------------------

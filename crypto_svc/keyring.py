@@ -233,8 +233,8 @@ class Keyring:
         try:
             with self._alone():
                 if not self._is_dated(account):
-                    configured = self._accounts[account].records[CONFIGURED]
-                    dated = msgspec.structs.replace(configured, added_at=self._clock(), material={})
+                    keys = self._accounts[account]
+                    dated = msgspec.structs.replace(keys.records[keys.configured_id], added_at=self._clock())
                     self._keep(account, dated, "key.configured", "configuration")
         except (AuditBroken, StorageUnavailable) as error:
             telemetry.warning("key_not_dated", reason=error.reason, detail=error.message)

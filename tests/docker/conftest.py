@@ -150,6 +150,14 @@ class Stack(Mesh):
         """What a member who writes this is answered."""
         return str(json.loads(self.cli("test", "wecom", "--message", text))["content"])
 
+    def simulated(self, method: str, path: str, body: Any) -> Any:
+        """What the simulated platform answers to JSON on its own API."""
+        url = f"http://127.0.0.1:{self.simulator}/simulator{path}"
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers, method=method)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
     def inside(self, service: str, *command: str) -> str:
         """The output of a command within a service's (first) container."""
         return self.compose("exec", "--no-TTY", service, *command)

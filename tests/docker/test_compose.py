@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from assistant import plugin
+
 SERVICES = ("envoy", "gateway", "crypto-svc", "nlp-svc", "reply-svc")
 BASE = "docker-compose.yml"
 SECRETS = {
@@ -213,6 +215,35 @@ def test_two_of_every_service_share_the_work(make_stack: MakeStack) -> None:
                 check=False,
             )
             assert refused == ""
+
+
+def test_keys_are_changed_on_every_replica(make_stack: MakeStack) -> None:
+    """Two replicas share the keys: what an operator changes is so on both, outlives them, and is in their audit log."""
+    with make_stack(BASE, "deploy/compose/scale.yml", **PASSWORDS) as stack:
+        stack.up()
+        change = plugin.channels()["wecom"].key_change
+        assert change
+        key = dict(change.make())
+        given = [part for name, value in key.items() for part in (f"--{name}", value)]
+        added = json.loads(stack.cli("keys", "add", "wecom", *given, "--key-id", "spring", "--json"))
+        assert added["replicas"] == 2
+        assert stack.simulated("PUT", "/key", key)["passed"]
+        for number in range(4):
+            assert stack.simulated("POST", f"/members/m{number}/messages?wait=1", {"text": "ping"})["reply"] == "pong"
+        stack.cli("keys", "retire", "wecom", "configured")
+        for number in (1, 2):
+            with stack.without(f"crypto-svc-{number}"):
+                said = stack.simulated("POST", "/members/zhangsan/messages?wait=1", {"text": "ping"})
+                assert (said["reply"], said["problem"]) == ("pong", "")
+        rows = {row["key_id"]: row for row in json.loads(stack.cli("keys", "list", "wecom", "--json"))}
+        assert {key_id: (row["state"], row["replicas"]) for key_id, row in rows.items()} == {
+            "spring": ("live", 2),
+            "configured": ("retired", 2),
+        }
+        (chain,) = json.loads(stack.inside("crypto-svc", "ai-assistant-cli", "audit", "verify", "--json"))
+        assert (chain["chain"], chain["records"], chain["problems"]) == ("crypto_svc", 3, [])
+        told = [record["action"] for record in json.loads(stack.cli("audit", "tail", "--json"))]
+        assert told == ["keys.add", "keys.retire"]
 
 
 def test_another_nlp_service_answers(make_stack: MakeStack) -> None:

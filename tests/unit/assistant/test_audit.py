@@ -97,25 +97,26 @@ def spoilt(lines: list[str]) -> list[str]:
     return [*lines[:4], "\ufeff"]
 
 
-TAMPERINGS = [
-    changed,
-    changed_with_its_hash,
-    deleted,
-    deleted_at_the_beginning,
-    inserted,
-    reordered,
-    cut_off,
-    emptied,
-    spaced,
-    spoilt,
-]
+TAMPERINGS = {
+    changed: "was changed",
+    changed_with_its_hash: "does not follow the record before it",
+    deleted: "removed, put in or moved",
+    deleted_at_the_beginning: "removed, put in or moved",
+    inserted: "removed, put in or moved",
+    reordered: "removed, put in or moved",
+    cut_off: "removed at the end",
+    emptied: "removed at the end",
+    spaced: "was changed",
+    spoilt: "is no record",
+}
 
 
 @pytest.mark.parametrize("tamper", TAMPERINGS, ids=lambda tamper: tamper.__name__)
 def test_tampering_is_noticed(chain: Path, tamper: Callable[[list[str]], list[str]]) -> None:
-    """Whatever is done to the lines of a chain, verifying says so."""
+    """Whatever is done to the lines of a chain, verifying says so, and what it was."""
     chain.write_text("".join(f"{line}\n" for line in tamper(chain.read_text().splitlines())))
-    assert len(problems(chain.parent)) == 1
+    (problem,) = problems(chain.parent)
+    assert TAMPERINGS[tamper] in problem
 
 
 def test_a_removed_chain_is_noticed(chain: Path) -> None:

@@ -73,7 +73,7 @@ def tail(limit: int, action: str, folder: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
     elif found:
-        shown = [record | {"facts": " ".join(f"{k}={v}" for k, v in record["facts"].items())} for record in found]
+        shown = [record | {"facts": " ".join(map(_told, record["facts"].items()))} for record in found]
         print_table(shown, ("at", "chain", "actor", "action", "facts"))
     else:
         click.echo("No records.")
@@ -126,6 +126,11 @@ def verify(
 def _chains(folder: Path | None) -> Sequence[Path]:
     where = folder or log.folder()
     return log.chains(where) if where.exists() else []
+
+
+def _told(fact: tuple[str, Any]) -> str:
+    name, value = fact
+    return f"{name}={','.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def _shown(chain: Verified) -> dict[str, Any]:

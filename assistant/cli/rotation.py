@@ -2,10 +2,11 @@
 the last for now. What is not known elsewhere, the new key itself, is kept in a file until all is done.
 """
 
+import fcntl
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -73,6 +74,7 @@ class Rotation:
         self._account = account
         self._tell = tell
         self._file = home() / "rotations" / f"{manifest.name}.{account}.json"
+        self._locked: IO[str]
         self._kept: _Kept
 
     @property
@@ -96,6 +98,7 @@ class Rotation:
 
     def begin(self, key_id: str | None, material: Mapping[str, str]) -> None:
         """Make or take the new key, and add it on every replica. Empty material: make it."""
+        self._lock()
         keys = self._keyring.known()
         under_way = self._under_way(keys)
         if under_way:
@@ -198,6 +201,15 @@ class Rotation:
         known = next((key for key in keys if key.key_id == kept.key_id), None)
         return None if known is not None and not known.live else kept
 
+    def _lock(self) -> None:
+        """Be the only one who rotates this account here, until the process ends. Raises InvalidRequest."""
+        self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._locked = self._file.with_suffix(".lock").open("w")
+        try:
+            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InvalidRequest(f"another `keys rotate` of {self.name} runs here now") from None
+
     def _save(self) -> None:
         write_private(self._file, msgspec.json.encode(self._kept).decode())
 
@@ -237,6 +249,7 @@ class Rotation:
             except AssistantError as error:
                 self._tell(error.message)
             else:
+                self._tell("crypto_svc uses the new key already, and will know it from there as well.")
                 return {"changed": True, "where": [str(configuration.file)]}
         places = sorted({place for place in given.values() if place}) or [str(configuration.file)]
         self._tell(

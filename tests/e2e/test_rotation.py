@@ -115,7 +115,7 @@ def test_afterwards_everything_agrees(running: Any) -> None:
     assert known["spring"]["configured"] == "yes"
     assert json.loads(running.cli("test", "wecom").stdout)["content"] == "pong"
     assert running.cli("keys", "list").stderr == ""
-    assert not list((running.home / "rotations").iterdir())
+    assert not list((running.home / "rotations").glob("*.json"))
 
 
 def test_a_key_that_the_console_uses_is_not_retired_by_mistake(running: Any) -> None:
@@ -134,7 +134,7 @@ def test_a_rotation_can_be_given_up(running: Any) -> None:
     """Retiring the new key ends it; the next one begins anew."""
     first = running.cli("keys", "rotate", "wecom", "--timeout", "0", "--json", check=False)
     assert "nothing is lost" in first.stderr
-    (under_way,) = (running.home / "rotations").iterdir()
+    (under_way,) = (running.home / "rotations").glob("*.json")
     assert under_way.stat().st_mode & 0o077 == 0
     begun = json.loads(under_way.read_text())
     assert begun["material"]["token"] in first.stderr  # to be copied into the console

@@ -1,5 +1,8 @@
 """Keys on several replicas of crypto_svc, each a real process."""
 
+import asyncio
+import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +15,11 @@ from typing import Any
 import pytest
 
 from assistant import audit, plugin
+from assistant.api.crypto.v1.crypto_pb2 import OpenCallbackRequest
+from assistant.api.crypto.v1.crypto_pb2_grpc import CryptoServiceStub
+from assistant.api.message.v1.message_pb2 import Account
 from assistant.cli.keyring import Key, Keyring
+from assistant.client import connect
 from assistant.errors import InvalidKey, KeyExists, LastKey, ServiceUnavailable, UnknownKey
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -171,6 +178,58 @@ def test_a_key_that_is_old_is_complained_about(
                 process.terminate()
     assert "loopback/default: the key configured is 91 days old" in listed.stderr
     assert "keys rotate loopback" in listed.stderr
+
+
+def test_a_key_from_the_environment_is_left_to_the_operator(
+    cli: Cli, tmp_path: Path, reserve_ports: Callable[[], AbstractContextManager[int]]
+) -> None:
+    """Variables cannot be changed: after the rotation it is said which hold the old key, and what to put there."""
+    with reserve_ports() as offset:
+        given = {f"LOOPBACK_{name.upper()}": ACCOUNT[name] for name in ("company", "token", "aeskey", "secret")}
+        environment = {"AI_ASSISTANT_PORT_OFFSET": str(offset), **given}
+        with start(tmp_path, offset) as process:
+            try:
+                until(lambda: answers(asked_at(f"127.0.0.1:{7001 + offset}")))
+                begun = cli("keys", "rotate", "loopback", "--timeout", "0", environment=environment)
+                assert begun.returncode == 1
+                kept = json.loads((tmp_path / "rotations" / "loopback.default.json").read_text())
+                asyncio.run(send_callback(f"127.0.0.1:{7001 + offset}", kept["material"]))
+                asked = cli("keys", "rotate", "loopback", environment=environment)
+                done = cli("keys", "rotate", "loopback", "--retire-after", "0", "--json", environment=environment)
+            finally:
+                process.terminate()
+    assert "--retire-after" in asked.stderr  # nobody is there to be asked
+    assert json.loads(done.stdout)["retired"] == ["configured"]
+    assert json.loads(done.stdout)["configuration"] == {
+        "changed": False,
+        "where": ["LOOPBACK_AESKEY", "LOOPBACK_TOKEN"],
+    }
+    assert "TO DO: LOOPBACK_AESKEY and LOOPBACK_TOKEN still hold the old key" in done.stderr
+    assert kept["material"]["token"] in done.stderr
+
+
+async def send_callback(target: str, key: dict[str, str]) -> None:
+    """What the platform does with a key that was saved there."""
+    callback, _ = plugin.load("channels", "loopback", "simulator")({**ACCOUNT, **key}).callback("ping", "alice")
+    request = OpenCallbackRequest(
+        account=Account(channel="loopback"),
+        method=callback.method,
+        query=callback.query,
+        headers=dict(callback.headers),
+        body=callback.body,
+    )
+    async with connect(target) as channel:
+        await CryptoServiceStub(channel).OpenCallback(request, timeout=5)
+
+
+def test_one_rotation_runs_at_a_time(cli: Cli, tmp_path: Path) -> None:
+    """Two operators do not get in each other's way."""
+    (tmp_path / "rotations").mkdir()
+    environment = {f"LOOPBACK_{name.upper()}": ACCOUNT[name] for name in ("company", "token", "aeskey", "secret")}
+    with (tmp_path / "rotations" / "loopback.default.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = cli("keys", "rotate", "loopback", environment=environment)
+    assert "runs here now" in refused.stderr
 
 
 @pytest.mark.parametrize(

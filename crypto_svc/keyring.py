@@ -127,6 +127,7 @@ class Keyring:
         self._audit = audit
         self._clock = clock
         self._changing = threading.Lock()
+        self._shown: set[tuple[str, str, str]] = set()
         self._seen = _content(file)
         self._kept = _parsed(file, self._seen)
         self._accounts = {name: _load(self._kept.get(name), crypto, {}) for name, crypto in accounts.items()}
@@ -245,13 +246,18 @@ class Keyring:
         return configured.added_at is not None or configured.retired_at is not None
 
     def _show(self) -> None:
-        for account, keys in self._accounts.items():
-            for record in keys.records.values():
-                if record.retired_at is not None:
-                    with contextlib.suppress(KeyError):
-                        _added.remove(*account, record.key_id)
-                elif record.added_at is not None:
-                    _added.labels(*account, record.key_id).set(record.added_at)
+        """Bring the metric in line with the live keys."""
+        ages = {
+            (*account, record.key_id): record.added_at
+            for account, keys in self._accounts.items()
+            for record in keys.records.values()
+            if record.added_at is not None and record.retired_at is None
+        }
+        for labels in self._shown - ages.keys():
+            _added.remove(*labels)
+        for labels, added_at in ages.items():
+            _added.labels(*labels).set(added_at)
+        self._shown = set(ages)
 
     def _keep(self, account: AccountName, record: KeyRecord, action: str, caller: str) -> None:
         """Write first: what is not on the disk is not so."""

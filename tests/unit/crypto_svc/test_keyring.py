@@ -239,11 +239,25 @@ def test_a_key_has_one_name(file: Path, account: dict[str, Any]) -> None:
 def test_a_file_can_be_written_by_hand(file: Path, account: dict[str, Any]) -> None:
     """Where nothing can be written while running, an operator gives further keys, by name and material alone."""
     key = material()
-    given = [{"channel": ACCOUNT[0], "name": ACCOUNT[1], "keys": [{"key_id": "spring", "material": key}]}]
+    keys = [{"key_id": "spring", "added_at": NOW, "material": key}]
+    given = [{"channel": ACCOUNT[0], "name": ACCOUNT[1], "keys": keys}]
     file.parent.mkdir()
     file.write_text(json.dumps(given))
-    assert live(ring(file, account)) == ["spring", CONFIGURED]
+    keyring = ring(file, account)
+    assert live(keyring) == ["spring", CONFIGURED]
     assert live(ring(file, account | key)) == ["spring"]
+
+
+def test_what_is_removed_by_hand_is_gone(file: Path, account: dict[str, Any]) -> None:
+    """A key that is no longer in the file opens nothing, and has no age."""
+    keyring = ring(file, account)
+    keyring.add(ACCOUNT, "spring", material(), CALLER)
+    assert _added("spring") == NOW
+    keys = [{"key_id": "summer", "added_at": NOW, "material": material()}]
+    file.write_text(json.dumps([{"channel": ACCOUNT[0], "name": ACCOUNT[1], "keys": keys}]))
+    keyring.refresh()
+    assert live(keyring) == ["summer", CONFIGURED]
+    assert (_added("spring"), _added("summer")) == (None, NOW)
 
 
 # --- Replicas ---------------------------------------------------------------------------------------------

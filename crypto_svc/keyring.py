@@ -41,6 +41,8 @@ CONFIGURED = "configured"
 
 LOOK_EVERY_S = 2.0
 """How often a replica looks whether another one has changed the file."""
+SEALS_FOR_S = 30.0
+"""How long a retired key seals still: longer than any platform waits for the answer to a callback that it opened."""
 
 _added = Gauge(
     "assistant_key_added_timestamp_seconds",
@@ -89,8 +91,10 @@ class AccountKeys:
     """The name of the key in the account's settings."""
     live: Mapping[str, Any] = field(repr=False)
     """What the channel works with, newest first."""
-    last_used: dict[str, float]
+    last_used: dict[str, float] = field(default_factory=dict)
     """When each key last opened a callback. Passed on."""
+    retiring: dict[str, tuple[float, Any]] = field(default_factory=dict, repr=False)
+    """Keys that open nothing any longer, but seal the answers to what they opened, until this time. Passed on."""
 
     def open(self, callback: Callback, now: float, max_age_s: float) -> Opened:
         """Open with whichever key fits. Raises what Crypto.open raises."""
@@ -101,9 +105,18 @@ class AccountKeys:
     def seal(self, payload: bytes, query: str, key_id: str, now: float) -> HttpBody:
         """Seal with a key; the newest if `key_id` is empty. Raises UnknownKey."""
         key_id = key_id or next(iter(self.live))
-        if key_id not in self.live:
+        if key_id in self.live:
+            return self.crypto.seal(payload, query, self.live[key_id], now)
+        until, key = self.retiring.get(key_id, (0.0, None))
+        if now > until:
             raise UnknownKey(f"the account has no live key {key_id!r}")
-        return self.crypto.seal(payload, query, self.live[key_id], now)
+        return self.crypto.seal(payload, query, key, now)
+
+    def forget(self, now: float) -> None:
+        """Let go of keys that were retired long enough ago."""
+        for key_id, (until, _) in list(self.retiring.items()):
+            if now > until:
+                del self.retiring[key_id]
 
 
 _Kept = Mapping[AccountName, AccountRecord]
@@ -130,7 +143,7 @@ class Keyring:
         self._shown: set[tuple[str, str, str]] = set()
         self._seen = _content(file)
         self._kept = _parsed(file, self._seen)
-        self._accounts = {name: _load(self._kept.get(name), crypto, {}) for name, crypto in accounts.items()}
+        self._accounts = {name: _load(self._kept.get(name), crypto) for name, crypto in accounts.items()}
         self._show()
         for name in accounts:
             self._date(name)
@@ -191,6 +204,8 @@ class Keyring:
         problem = ""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
+            for keys in self._accounts.values():
+                keys.forget(self._clock())
             try:
                 await asyncio.to_thread(self.refresh)
                 problem = ""
@@ -216,7 +231,11 @@ class Keyring:
         if content is None:
             raise InvalidSetting(f"the keys in {self._file} are gone: restore the file")
         kept = _parsed(self._file, content)
-        accounts = {name: _load(kept.get(name), keys.crypto, keys.last_used) for name, keys in self._accounts.items()}
+        accounts = {name: _load(kept.get(name), keys.crypto, keys) for name, keys in self._accounts.items()}
+        until = self._clock() + SEALS_FOR_S
+        for name, keys in self._accounts.items():
+            gone = keys.live.keys() - accounts[name].live.keys()
+            keys.retiring.update({key_id: (until, keys.live[key_id]) for key_id in gone})
         self._seen, self._kept, self._accounts = content, kept, accounts
         self._show()
 
@@ -271,25 +290,27 @@ class Keyring:
         self._take(content)
 
 
-def _load(kept: AccountRecord | None, crypto: Crypto, last_used: dict[str, float]) -> AccountKeys:
-    """Raises InvalidKey."""
+def _load(kept: AccountRecord | None, crypto: Crypto, before: AccountKeys | None = None) -> AccountKeys:
+    """The keys that the file and the configuration have. Raises InvalidKey."""
     material = {name: str(value) for name, value in crypto.configured_material().items()}  # no longer a Secret
     fingerprint = _fingerprint(material)
     records = {key.key_id: key for key in kept.keys} if kept else {}
     configured = next((key for key in records.values() if key.fingerprint == fingerprint), None)
-    before = records.pop(CONFIGURED, None)
+    earlier = records.pop(CONFIGURED, None)
     if configured is None:  # another one was configured since
         configured = KeyRecord(key_id=CONFIGURED, fingerprint=fingerprint)
     if configured.key_id == CONFIGURED:
         records = {CONFIGURED: configured, **records}
-    elif before is not None and before.retired_at is not None:  # else its material is gone
-        records = {CONFIGURED: before, **records}
+    elif earlier is not None and earlier.retired_at is not None:  # else its material is gone
+        records = {CONFIGURED: earlier, **records}
     live = {
         record.key_id: crypto.key(material if record is configured else record.material)
         for record in reversed(records.values())
         if record.retired_at is None
     }
-    return AccountKeys(crypto, records, configured.key_id, live, last_used)
+    if before is None:
+        return AccountKeys(crypto, records, configured.key_id, live)
+    return AccountKeys(crypto, records, configured.key_id, live, before.last_used, before.retiring)
 
 
 def _fingerprint(material: Mapping[str, str]) -> str:

@@ -23,7 +23,7 @@ from assistant.errors import (
 )
 from assistant.plugin import Crypto
 from assistant.settings import Source
-from crypto_svc.keyring import CONFIGURED, Keyring
+from crypto_svc.keyring import CONFIGURED, SEALS_FOR_S, Keyring
 
 ACCOUNT = ("loopback", "default")
 NOW = 1_700_000_000.0
@@ -137,7 +137,7 @@ def test_adding_is_repeatable(file: Path, account: dict[str, Any]) -> None:
 
 
 def test_a_retired_key_leaves_no_material(file: Path, account: dict[str, Any]) -> None:
-    """Retiring a key removes it from memory and from the disk, and adding it again does not revive it."""
+    """Retiring a key removes it from the disk, and adding it again does not revive it."""
     keyring, key = ring(file, account), material()
     keyring.add(ACCOUNT, "spring", key, CALLER)
     assert key["token"] in file.read_text()
@@ -146,6 +146,20 @@ def test_a_retired_key_leaves_no_material(file: Path, account: dict[str, Any]) -
     assert retired.retired_at == NOW
     assert key["token"] not in file.read_text()
     assert live(keyring) == live(ring(file, account)) == [CONFIGURED]
+
+
+def test_a_retired_key_leaves_memory_as_well(file: Path, account: dict[str, Any]) -> None:
+    """It is kept for the answers that are under way, and then no longer, on every replica."""
+    one, other = ring(file, account), ring(file, account)
+    one.add(ACCOUNT, "spring", material(), CALLER)
+    other.refresh()
+    one.retire(ACCOUNT, "spring", CALLER)
+    other.refresh()
+    for keyring in (one, other):
+        keyring.of(ACCOUNT).forget(NOW + SEALS_FOR_S)
+        assert list(keyring.of(ACCOUNT).retiring) == ["spring"]
+        keyring.of(ACCOUNT).forget(NOW + SEALS_FOR_S + 1)
+        assert not keyring.of(ACCOUNT).retiring
 
 
 def test_the_configured_key_can_be_retired_until_it_is_changed(file: Path, account: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ from assistant.errors import (
 from assistant.plugin import Callback, Simulator
 from assistant.server import Server
 from assistant.settings import Source
-from crypto_svc.keyring import Keyring
+from crypto_svc.keyring import SEALS_FOR_S, Keyring
 from crypto_svc.service import MAX_BODY_BYTES, CryptoService
 
 ACCOUNT = Account(channel="loopback")
@@ -181,6 +181,21 @@ async def test_keys_are_changed_without_losing_a_callback(crypto: Any, tmp_path:
         ("key.add", "unauthenticated (loopback)"),
         ("key.retire", "unauthenticated (loopback)"),
     ]
+
+
+async def test_what_a_retired_key_opened_is_answered_with_it(crypto: Any, clock: Clock) -> None:
+    """A callback that waits for its answer while its key is retired still gets it; later the key is gone."""
+    await crypto.AddKey(AddKeyRequest(account=ACCOUNT, key_id="spring", material=new_key()), timeout=5)
+    callback, _ = platform().callback("ping", "alice")
+    opened = await crypto.OpenCallback(request(callback), timeout=5)
+    await crypto.RetireKey(RetireKeyRequest(account=ACCOUNT, key_id="configured"), timeout=5)
+    answer = SealReplyRequest(account=ACCOUNT, payload=b'{"text":"pong"}', query=callback.query, key_id=opened.key_id)
+    assert platform().read_reply((await crypto.SealReply(answer, timeout=5)).body) == "pong"
+    with pytest.raises(SignatureMismatch):
+        await crypto.OpenCallback(request(platform().callback("ping", "alice")[0]), timeout=5)
+    clock.ahead_s = SEALS_FOR_S + 1
+    with pytest.raises(UnknownKey):
+        await crypto.SealReply(answer, timeout=5)
 
 
 async def test_keys_are_listed_without_their_material(crypto: Any) -> None:

@@ -150,11 +150,11 @@ class Stack(Mesh):
         """What a member who writes this is answered."""
         return str(json.loads(self.cli("test", "wecom", "--message", text))["content"])
 
-    def simulated(self, method: str, path: str, body: Any) -> Any:
+    def simulated(self, method: str, path: str, body: Any = None) -> Any:
         """What the simulated platform answers to JSON on its own API."""
         url = f"http://127.0.0.1:{self.simulator}/simulator{path}"
-        headers = {"content-type": "application/json"}
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers, method=method)
+        content = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url, content, {"content-type": "application/json"}, method=method)
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 

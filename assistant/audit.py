@@ -93,9 +93,7 @@ class Audit:
         try:
             record = self._append(action, actor, facts)
         except OSError as error:
-            self._failed(
-                StorageUnavailable(f"the audit log {self._file} cannot be written: {error.strerror}. Nothing was done")
-            )
+            self._failed(StorageUnavailable(f"the audit log {self._file} cannot be written: {error.strerror}"))
         except (AuditBroken, StorageUnavailable) as error:
             self._failed(error)
         else:
@@ -107,7 +105,10 @@ class Audit:
 
         Raises what `append` raises; then it is not made.
         """
-        self.append(action, actor, **facts)
+        try:
+            self.append(action, actor, **facts)
+        except (AuditBroken, StorageUnavailable) as error:
+            raise type(error)(f"{error.message}. Nothing was changed") from None
         try:
             yield
         except BaseException as error:

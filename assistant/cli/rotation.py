@@ -254,7 +254,7 @@ class Rotation:
         places = sorted({place for place in given.values() if place}) or [str(configuration.file)]
         self._tell(
             f"TO DO: {' and '.join(places)} still hold{'s' if len(places) == 1 else ''} the old key. Put the new one "
-            "there before crypto_svc is started without its keys file."
+            "there, in case the keys file of crypto_svc is lost."
         )
         if self._kept.made:
             self._tell_material()

@@ -225,7 +225,10 @@ def test_nothing_is_changed_that_cannot_be_recorded(tmp_path: Path) -> None:
     """The change is not even begun."""
     (tmp_path / "audit").write_text("in the way")
     begun = []
-    with pytest.raises(StorageUnavailable), Audit("cli", tmp_path / "audit").recording("config.set", "wang"):
+    with (
+        pytest.raises(StorageUnavailable, match="Nothing was changed"),
+        Audit("cli", tmp_path / "audit").recording("config.set", "wang"),
+    ):
         begun.append(True)
     assert begun == []
 

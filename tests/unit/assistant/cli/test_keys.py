@@ -79,7 +79,7 @@ def answers(keyring: Keyring) -> bool:
 
 
 def until(question: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not question():
         assert time.monotonic() < deadline
         time.sleep(0.05)

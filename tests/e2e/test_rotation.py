@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -31,15 +32,6 @@ def new_key() -> dict[str, str]:
     change = plugin.channels()["wecom"].key_change
     assert change
     return dict(change.make())
-
-
-@pytest.fixture(scope="module")
-def running(make_mesh: Any) -> Iterator[Any]:
-    """A mesh of its own, that is up: keys are changed in it."""
-    with make_mesh() as mesh:
-        mesh.cli("up")
-        mesh.until(mesh.is_healthy)
-        yield mesh
 
 
 @contextmanager
@@ -72,50 +64,84 @@ def keys(mesh: Any) -> dict[str, dict[str, Any]]:
     return {row["key_id"]: row for row in json.loads(mesh.cli("keys", "list", "wecom", "--json").stdout)}
 
 
-def test_a_rotation_loses_no_message(running: Any) -> None:
-    """While members write: a key is added, the console changes to it, the old one is retired, crypto_svc dies.
+@dataclass
+class Rotated:
+    """A mesh in which a key was changed while members wrote."""
 
-    Every callback gets its 200 at once, every message one answer, and callbacks of both keys came.
-    """
-    key = new_key()
-    given = [part for name, value in key.items() for part in (f"--{name}", value)]
-    with members_write(running) as written:
-        begun = running.cli("keys", "rotate", "wecom", *given, "--key-id", "spring", "--timeout", "1", check=False)
-        assert begun.returncode == 1
-        assert keys(running)["spring"]["state"] == "live"
-        with_old = len(written)
-        running.until(lambda: len(written) > with_old + 20)
-        assert call(f"{running.simulator}/simulator/key", "PUT", key)["passed"]
-        with_new = len(written)
-        running.until(lambda: len(written) > with_new + 20)
-        done = json.loads(running.cli("keys", "rotate", "wecom", "--retire-after", "2s", "--json").stdout)
-        retired = len(written)
-        running.until(lambda: len(written) > retired + 20)
-        running.kill("crypto_svc")  # it is started again with the old configuration
-        restarted = len(written)
-        running.until(lambda: len(written) > restarted + 20)
-    assert (done["key_id"], done["retired"]) == ("spring", ["configured"])
+    mesh: Any
+    written: list[dict[str, Any]]
+    """What came of each message."""
+    books: dict[str, int]
+    """What the platform counted."""
+    done: dict[str, Any]
+    """What `keys rotate` said."""
+    warned: str
+    """What `keys list` warned of before the mesh was brought in line with the new configuration."""
+
+
+@pytest.fixture(scope="module")
+def rotated(make_mesh: Any) -> Iterator[Rotated]:
+    """While members write: a key is added, the console changes to it, the old one is retired, crypto_svc dies."""
+    with make_mesh() as mesh:
+        mesh.cli("up")
+        mesh.until(mesh.is_healthy)
+        key = new_key()
+        given = [part for name, value in key.items() for part in (f"--{name}", value)]
+        with members_write(mesh) as written:
+            begun = mesh.cli("keys", "rotate", "wecom", *given, "--key-id", "spring", "--timeout", "1", check=False)
+            assert begun.returncode == 1
+            assert keys(mesh)["spring"]["state"] == "live"
+            some_more(mesh, written)
+            assert call(f"{mesh.simulator}/simulator/key", "PUT", key)["passed"]
+            some_more(mesh, written)
+            done = json.loads(mesh.cli("keys", "rotate", "wecom", "--retire-after", "2s", "--json").stdout)
+            some_more(mesh, written)
+            mesh.kill("crypto_svc")  # it is started again with the old configuration
+            some_more(mesh, written)
+        books = call(f"{mesh.simulator}/simulator/books")
+        warned = mesh.cli("keys", "list").stderr
+        mesh.cli("up")
+        mesh.until(mesh.is_healthy)
+        yield Rotated(mesh, written, books, done, warned)
+
+
+@pytest.fixture
+def running(rotated: Rotated) -> Any:
+    """That mesh. Shared: leave it as you found it."""
+    return rotated.mesh
+
+
+def some_more(mesh: Any, written: list[dict[str, Any]]) -> None:
+    """Return when some more messages were answered."""
+    until = len(written) + 20
+    mesh.until(lambda: len(written) > until)
+
+
+def test_a_rotation_loses_no_message(rotated: Rotated) -> None:
+    """Every callback gets its 200 at once, every message one answer, and callbacks of both keys came."""
+    written = rotated.written
+    assert (rotated.done["key_id"], rotated.done["retired"]) == ("spring", ["configured"])
     assert Counter(entry["state"] for entry in written) == {"answered": len(written)}
     assert {entry["attempts"] for entry in written} == {1}
     assert {entry["problem"] for entry in written} == {""}
-    books = call(f"{running.simulator}/simulator/books")
+    books = rotated.books
     assert books["sent"] == books["acknowledged"] == books["answered_passively"] == len(written)
     assert not [name for name in ("answered_actively", "lost", "retried", "forged") if books[name]]
-    used = Counter(line["key_id"] for line in lines(running, "crypto_svc") if line["event"] == "callback_opened")
-    assert used["configured"] > 20
-    assert used["spring"] > 60
+    opened = [line["key_id"] for line in lines(rotated.mesh, "crypto_svc") if line["event"] == "callback_opened"]
+    assert Counter(opened)["configured"] > 20
+    assert Counter(opened)["spring"] > 60
 
 
-def test_afterwards_everything_agrees(running: Any) -> None:
+def test_afterwards_everything_agrees(rotated: Rotated) -> None:
     """The configuration holds the new key, which is the only one; the command line's own callbacks use it."""
-    assert "start crypto_svc anew" in running.cli("keys", "list").stderr
-    running.cli("up")
-    known = keys(running)
+    mesh = rotated.mesh
+    assert "start crypto_svc anew" in rotated.warned
+    known = keys(mesh)
     assert {key_id for key_id, key in known.items() if key["state"] == "live"} == {"spring"}
     assert known["spring"]["configured"] == "yes"
-    assert json.loads(running.cli("test", "wecom").stdout)["content"] == "pong"
-    assert running.cli("keys", "list").stderr == ""
-    assert not list((running.home / "rotations").glob("*.json"))
+    assert json.loads(mesh.cli("test", "wecom").stdout)["content"] == "pong"
+    assert mesh.cli("keys", "list").stderr == ""
+    assert not list((mesh.home / "rotations").glob("*.json"))
 
 
 def test_a_key_that_the_console_uses_is_not_retired_by_mistake(running: Any) -> None:

@@ -13,10 +13,11 @@ from assistant.cli import control
 from assistant.cli.configuration import account_section, sections
 from assistant.cli.doctor.databases import sqlite_file
 from assistant.cli.doctor.facts import PATIENCE_S, Facts, in_thread, visible
+from assistant.cli.output import ourselves
 from assistant.cli.services import SERVICES
 from assistant.errors import AssistantError
 from assistant.findings import Finding, Remedy, Text, ok, problem, skipped, warning
-from assistant.settings import home
+from assistant.settings import DEFAULT_ACCOUNT, home
 
 _FULL_BYTES, _NEARLY_FULL_BYTES = 100e6, 1e9
 _FEW_FILES = 4096
@@ -156,15 +157,17 @@ async def keys(facts: Facts) -> AsyncIterator[Finding]:
                 continue
             live = [key for key in found.keys if not key.HasField("retired_at") and key.HasField("added_at")]
             for key in live:
-                yield _age(section, key.key_id, (time.time() - key.added_at.ToMicroseconds() / 1e6) / 86_400)
+                yield _age(name, account, key.key_id, (time.time() - key.added_at.ToMicroseconds() / 1e6) / 86_400)
 
 
-def _age(section: str, key_id: str, days: float) -> Finding:
+def _age(channel: str, account: str, key_id: str, days: float) -> Finding:
+    section = account_section(channel, account)
     title = Text(f"The callback key {key_id!r} is {days:.0f} days old", f"回调密钥 {key_id!r} 已使用 {days:.0f} 天")
     if days <= _KEY_DAYS:
         return ok("keys.age", title, section)
     why = Text(
         "The longer a key is used, the more people and backups have seen it.", "密钥使用越久，见过它的人和备份就越多。"
     )
-    mend = Text("Rotate it; no message is lost: docs/operations.md", "请轮换密钥（不会丢失消息）：docs/operations.md")
+    command = f"{ourselves()} keys rotate {channel}" + (f" --account {account}" if account != DEFAULT_ACCOUNT else "")
+    mend = Text(f"{command}   (no message is lost: docs/rotation.md)", f"{command}   （不会丢失消息：docs/rotation.md）")
     return warning("keys.age", title, Remedy(why, mend), section)

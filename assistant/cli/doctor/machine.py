@@ -168,6 +168,6 @@ def _age(channel: str, account: str, key_id: str, days: float) -> Finding:
     why = Text(
         "The longer a key is used, the more people and backups have seen it.", "密钥使用越久，见过它的人和备份就越多。"
     )
+    mend = Text("Rotate it; no message is lost: docs/rotation.md", "请轮换密钥（不会丢失消息）：docs/rotation.md")
     command = f"{ourselves()} keys rotate {channel}" + (f" --account {account}" if account != DEFAULT_ACCOUNT else "")
-    mend = Text(f"{command}   (no message is lost: docs/rotation.md)", f"{command}   （不会丢失消息：docs/rotation.md）")
-    return warning("keys.age", title, Remedy(why, mend), section)
+    return warning("keys.age", title, Remedy(why, mend, command), section)

@@ -18,15 +18,14 @@ from assistant import plugin
 
 
 @asynccontextmanager
-async def served(application: web.Application) -> AsyncIterator[str]:
-    """Serve an aiohttp application on loopback; its URL, without a slash at the end."""
+async def served(application: web.Application, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+    """Serve an aiohttp application, by default on a free port of loopback; its URL, without a slash at the end."""
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        yield f"http://{host}:{port}"
+        await web.TCPSite(runner, host, port).start()
+        listening_host, listening_port = runner.addresses[0][:2]
+        yield f"http://{listening_host}:{listening_port}"
     finally:
         await runner.cleanup()
 

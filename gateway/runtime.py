@@ -49,7 +49,8 @@ class Gateway:
         settings = configuration.gateway
         to = partial(connect, multiplex=settings.multiplex, identity=configuration.identity)
         crypto = to(settings.crypto_target, server="crypto_svc")
-        nlp = to(configuration.nlp.target, server="nlp_svc")
+        nlp_identity = None if configuration.nlp.plaintext else configuration.identity
+        nlp = to(configuration.nlp.target, server="nlp_svc", identity=nlp_identity)
         skills = to(configuration.skills.target, server="nlp_svc")
         reply = to(settings.reply_target, server="reply_svc")
         self._channels = [crypto, nlp, skills, reply]

@@ -63,6 +63,9 @@ class NlpSettings(Settings, frozen=True, kw_only=True):
     target: Annotated[str, Meta(description="where the NLP service is reached; any that speaks the contract")] = (
         msgspec.field(default_factory=lambda: _local(ports.NLP))
     )
+    plaintext: Annotated[
+        bool, Meta(description="speak plaintext to it even with `tls`: for a service that knows no mutual TLS")
+    ] = False
 
 
 class SkillsSettings(Settings, frozen=True, kw_only=True):

@@ -34,6 +34,9 @@ class NlpSettings(Settings, frozen=True, kw_only=True):
     target: Annotated[
         str, Meta(description="where callers reach the NLP service: this one, or any other that speaks the contract")
     ] = field(default_factory=lambda: _local(ports.NLP))
+    plaintext: Annotated[
+        bool, Meta(description="callers speak plaintext to `target` even with `tls`: it knows no mutual TLS")
+    ] = False
 
     def __post_init__(self) -> None:
         installed = plugin.installed("engines")

@@ -1,6 +1,7 @@
 """`container`: what `up` does by itself, for those who run every process in a container of its own."""
 
 import os
+import shlex
 
 import click
 import tomlkit
@@ -16,9 +17,13 @@ def container() -> None:
 
 
 @container.command("envoy")
-def envoy() -> None:
+@click.option("--prepare", is_flag=True, help="Write its configuration and print the command that starts it.")
+def envoy(prepare: bool) -> None:
     """Become Envoy, configured as `up` would configure it."""
     program = plan.envoy(Configuration.load()).program
+    if prepare:
+        click.echo(shlex.join(program.command))
+        return
     os.execve(program.command[0], program.command, program.environment)  # noqa: S606 - our own Envoy
 
 

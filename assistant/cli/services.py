@@ -32,7 +32,7 @@ SERVICES = (
         "gateway",
         ports.GATEWAY,
         parts=("codec", "policy"),
-        shared=("nlp.target", "skills.target"),
+        shared=("nlp.target", "nlp.plaintext", "skills.target"),
         schema="gateway.inbox:MIGRATIONS",
     ),
 )

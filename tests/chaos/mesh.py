@@ -61,7 +61,8 @@ class Mesh:
         }
         for section, url in self._databases.items():
             tables[section]["database"] = url
-        engine = self._install_engine()
+        install_engine(self.home / "installed")
+        engine = {"PYTHONPATH": f"{self.home / 'installed'}{os.pathsep}{REPOSITORY}"}
         for number, offset in enumerate(self._offsets):
             with _living_at(self.home / f"replica{number}", offset):
                 write_private(self.home / f"replica{number}" / "config.toml", tomlkit.dumps(tables))
@@ -69,15 +70,6 @@ class Mesh:
                     self._add(part, number, engine)
         if len(self._offsets) > 1:
             self._balance()
-
-    def _install_engine(self) -> dict[str, str]:
-        """What makes nlp_svc find the scripted engine, as it finds any installed plugin."""
-        folder = self.home / "installed"
-        distribution = folder / "scripted_engine-1.dist-info"
-        distribution.mkdir(parents=True)
-        (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: scripted-engine\nVersion: 1\n")
-        (distribution / "entry_points.txt").write_text("[ai_assistant.engines]\nscripted = tests.chaos.scripted\n")
-        return {"PYTHONPATH": f"{folder}{os.pathsep}{REPOSITORY}"}
 
     def _add(self, part: Part, number: int, engine: Mapping[str, str]) -> None:
         name, program = part.program.name, part.program
@@ -167,6 +159,14 @@ class Mesh:
         """Close the ways between the processes."""
         for proxy in self.proxies:
             await proxy.close()
+
+
+def install_engine(folder: Path) -> None:
+    """Make a folder that, in PYTHONPATH, lets nlp_svc find the scripted engine as it finds any installed plugin."""
+    distribution = folder / "scripted_engine-1.dist-info"
+    distribution.mkdir(parents=True)
+    (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: scripted-engine\nVersion: 1\n")
+    (distribution / "entry_points.txt").write_text("[ai_assistant.engines]\nscripted = tests.chaos.scripted\n")
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import random
 import secrets
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -40,10 +41,15 @@ _LONG_WORDS = 600
 class Platform:
     """A company whose members write, and the API by which they are answered."""
 
-    def __init__(self, credentials: Mapping[str, Any], callback_url: str, seed: int) -> None:
+    def __init__(
+        self, credentials: Mapping[str, Any], callback_url: str, seed: int, trust: ssl.SSLContext | None = None
+    ) -> None:
+        """`trust`: whom to believe that an HTTPS URL is theirs."""
         self.books = Books()
         self.desk = Desk(self.books)
-        self._simulator: plugin.Simulator = plugin.load("channels", "wecom", "simulator")(credentials)
+        self._simulator: plugin.Simulator
+        self.seal_with(credentials)
+        self._trust = trust
         self._callback_url = callback_url
         self._random = random.Random(seed)
         self._under_way: set[asyncio.Task[None]] = set()
@@ -51,10 +57,14 @@ class Platform:
         self._writing = True
         self._probes = 0
 
+    def seal_with(self, credentials: Mapping[str, Any]) -> None:
+        """Seal callbacks with these keys from now on, as after 保存 in the platform's console."""
+        self._simulator = plugin.load("channels", "wecom", "simulator")(credentials)
+
     @asynccontextmanager
     async def writing(self, members: int, rate: float) -> AsyncIterator[None]:
         """Members write, together about `rate` messages per second."""
-        connector = aiohttp.TCPConnector(limit=0)
+        connector = aiohttp.TCPConnector(limit=0, ssl=self._trust or True)
         async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as self._http:
             per_turn = 1 - _SHARE_OF_BURSTS + _SHARE_OF_BURSTS * BURST
             pause_s = members * per_turn / rate
@@ -75,6 +85,10 @@ class Platform:
     def stop_writing(self) -> None:
         """No member begins anything new."""
         self._writing = False
+
+    async def acknowledged(self) -> None:
+        """Wait until all that was sent before now has its 200, or was given up."""
+        await asyncio.gather(*self._under_way)
 
     async def settled(self, limit_s: float) -> bool:
         """Wait until everything is answered, at most so long. False: something is not."""
@@ -111,8 +125,9 @@ class Platform:
         """A member writes something: seconds to think about it, and words of the answer."""
         seconds, words = difficulty
         message = self.books.send(member, f"{seconds:.2f} {words}", monotonic())
-        callback, _ = self._simulator.callback(f"{message.number} {message.asks}", member)
-        task = asyncio.create_task(self._deliver(message, callback))
+        simulator = self._simulator
+        callback, _ = simulator.callback(f"{message.number} {message.asks}", member)
+        task = asyncio.create_task(self._deliver(message, callback, simulator))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
         return message
@@ -126,7 +141,7 @@ class Platform:
             return self._random.uniform(0.0, 6.0), 1
         return 0.0, _LONG_WORDS
 
-    async def _deliver(self, message: Message, callback: Callback) -> None:
+    async def _deliver(self, message: Message, callback: Callback, simulator: plugin.Simulator) -> None:
         for attempt in range(TRIES):
             if attempt:
                 await asyncio.sleep(RETRY_PAUSE_S)
@@ -139,7 +154,7 @@ class Platform:
             if status != 200:
                 message.refused = status
             else:
-                self._read(message, body)
+                self._read(message, body, simulator)
             return
         message.given_up = True
 
@@ -153,10 +168,10 @@ class Platform:
         ) as response:
             return response.status, await response.read()
 
-    def _read(self, message: Message, body: bytes) -> None:
+    def _read(self, message: Message, body: bytes, simulator: plugin.Simulator) -> None:
         message.settled_at = monotonic()
         try:
-            text = self._simulator.read_reply(body)
+            text = simulator.read_reply(body)
         except ValueError:
             self.books.forged += 1
             return
@@ -183,13 +198,13 @@ class Desk:
         self._tokens.clear()
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[str]:
-        """Serve; the URL, without a slash at the end."""
+    async def open(self, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
+        """Serve, by default on a free port of loopback; the URL, without a slash at the end."""
         app = web.Application(middlewares=[self._trouble])
         app.router.add_get("/cgi-bin/gettoken", self._gettoken)
         app.router.add_get("/cgi-bin/getcallbackip", self._addresses)
         app.router.add_post("/cgi-bin/message/send", self._send)
-        async with served(app) as url:
+        async with served(app, host, port) as url:
             yield url
 
     @web.middleware

@@ -7,6 +7,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -18,7 +19,10 @@ from typing import Any
 
 import pytest
 
+from assistant import tls
+
 ROOT = Path(__file__).parents[2]
+GRPCURL = Path(sys.executable).parent / "grpcurl"
 PATIENCE_S = 240.0
 
 
@@ -110,6 +114,7 @@ class Stack(Mesh):
     environment: dict[str, str] = field(default_factory=dict)
     project: str = field(default_factory=lambda: f"ai-assistant-test-{uuid.uuid4().hex[:8]}")
     simulator: int = field(default_factory=free_port)
+    mesh: int = field(default_factory=free_port)
 
     def compose(self, *arguments: str, check: bool = True) -> str:
         """The output of `docker compose …`."""
@@ -118,14 +123,15 @@ class Stack(Mesh):
             "HTTP_PORT": str(self.http),
             "HTTPS_PORT": str(self.https),
             "SIMULATOR_PORT": str(self.simulator),
+            "MESH_PORT": str(self.mesh),
             **self.environment,
         }
         command = ["docker", "compose", "--project-name", self.project, "--env-file", "/dev/null", *files, *arguments]
         return run(*command, check=check, **ours)
 
-    def up(self) -> None:
+    def up(self, *arguments: str) -> None:
         """As a user does it; returns when every container is healthy and all is connected."""
-        self.compose("up", "--detach", "--build")
+        self.compose("up", "--detach", "--build", *arguments)
         try:
             self.until(lambda: self.well() and self.serving())
         except AssertionError:
@@ -162,6 +168,17 @@ class Stack(Mesh):
         """The output of a command within a service's (first) container."""
         return self.compose("exec", "--no-TTY", service, *command)
 
+    def certificates(self, name: str, folder: Path) -> Path:
+        """Copy the certificate of a process out of the containers, as an operator does with their own; the folder."""
+        if not (folder / name).exists():
+            self.compose("cp", f"renewal:/certificates/{name}", str(folder / name))
+        return folder / name
+
+    def address(self, container: str, network: str) -> str:
+        """Where a container is reached from the engine's own machine."""
+        networks = self.containers()[container]["NetworkSettings"]["Networks"]
+        return str(networks[f"{self.project}_{network}"]["IPAddress"])
+
     def containers(self) -> dict[str, dict[str, Any]]:
         """What the engine knows of every container, by its name within the project, such as gateway-1."""
         ids = self.compose("ps", "--all", "--quiet").split()
@@ -174,7 +191,35 @@ class Stack(Mesh):
         run("docker", "kill", f"{self.project}-{name}")
         yield
         run("docker", "start", f"{self.project}-{name}")
+        self.until_healthy(name)
+
+    def crash(self, name: str) -> None:
+        """All processes of a container end at once; returns when the engine has brought it back, healthy."""
+        before = self.containers()[name]["RestartCount"]
+        run("docker", "exec", f"{self.project}-{name}", "sh", "-c", "kill -9 -1", check=False)
+        self.until(lambda: self.containers()[name]["RestartCount"] > before)
+        self.until_healthy(name)
+
+    def restart(self, name: str) -> None:
+        """A container ends in good order and is started again; returns when it is healthy."""
+        run("docker", "restart", "--time", "30", f"{self.project}-{name}")
+        self.until_healthy(name)
+
+    def until_healthy(self, name: str) -> None:
+        """Wait for a container."""
         self.until(lambda: self.containers()[name]["State"]["Health"]["Status"] == "healthy")
+
+
+def grpcurl(
+    *words: str, identity: Path | None, authorities: Path, address: str, authority: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run grpcurl with the certificate in a folder, or with none; `words` are a request, and what follows the address."""
+    command = [GRPCURL, "-cacert", authorities, "-connect-timeout", "5", "-authority", authority]
+    if identity is not None:
+        command += ["-cert", identity / tls.CERTIFICATE, "-key", identity / tls.KEY]
+    request = [word for word in words if word.startswith("{")]
+    command += [*(("-d", *request) if request else ()), address, *(word for word in words if word not in request)]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60, check=False)
 
 
 @dataclass

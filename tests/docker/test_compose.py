@@ -11,7 +11,10 @@ import pytest
 
 from assistant import plugin
 
-SERVICES = ("envoy", "gateway", "crypto-svc", "nlp-svc", "reply-svc")
+SERVICES = ("envoy", "mesh", "gateway", "crypto-svc", "nlp-svc", "reply-svc")
+ONCE = ("account", "certificates")
+"""They end when they have done their work."""
+PROCESSES = ("gateway", "crypto_svc", "nlp_svc", "reply_svc", "operator", "mesh", "edge")
 BASE = "docker-compose.yml"
 SECRETS = {
     "WECOM_SECRET": "theSecretOfTheApplication",
@@ -91,7 +94,7 @@ def test_doctor_tells_what_it_sees_and_what_it_cannot_see(stack: Any) -> None:
 
 def test_no_container_can_do_more_than_it_must(stack: Any) -> None:
     """Every process is without root, capabilities and a writable root."""
-    for service in (*SERVICES, "simulator"):
+    for service in (*SERVICES, "simulator", "renewal"):
         status = stack.inside(service, "cat", "/proc/self/status")
         facts = dict(line.split(":\t") for line in status.splitlines() if line.startswith(("Cap", "Uid", "NoNew")))
         assert {facts[name].strip("0") for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {""}, service
@@ -103,7 +106,7 @@ def test_no_container_can_do_more_than_it_must(stack: Any) -> None:
 
 def test_the_whole_stack_stays_within_its_limits(stack: Any) -> None:
     """All containers together may use 1.5 CPUs and 3072 MB, and each has a limit."""
-    limits = [one["HostConfig"] for name, one in stack.containers().items() if not name.startswith("account")]
+    limits = [one["HostConfig"] for name, one in stack.containers().items() if not name.startswith(ONCE)]
     assert all(limit["NanoCpus"] and limit["Memory"] and limit["PidsLimit"] for limit in limits)
     assert sum(limit["NanoCpus"] for limit in limits) <= 1.5e9
     assert sum(limit["Memory"] for limit in limits) <= 3072 * 2**20
@@ -111,22 +114,42 @@ def test_the_whole_stack_stays_within_its_limits(stack: Any) -> None:
 
 def test_networks_are_the_arrows_of_the_picture(stack: Any) -> None:
     """Only reply_svc has a way to the platforms, and services that have nothing to say to each other cannot meet."""
-    assert {name for name in SERVICES if has_a_way_out(stack, name)} == {"envoy", "reply-svc"}  # Envoy is the way in
+    ways_in = {"envoy", "mesh"}  # they publish ports
+    assert {name for name in SERVICES if has_a_way_out(stack, name)} == {*ways_in, "reply-svc"}
     meets = {one: {other for other in SERVICES if other != one and finds(stack, one, other)} for one in SERVICES}
     assert meets == {
-        "envoy": {"gateway"},
-        "gateway": {"envoy", "crypto-svc", "nlp-svc", "reply-svc"},
-        "crypto-svc": {"gateway"},
-        "nlp-svc": {"gateway"},
-        "reply-svc": {"gateway"},
+        "envoy": {"mesh", "gateway"},  # both Envoys are in the network in which ports are published
+        "mesh": {"envoy", "gateway", "crypto-svc", "nlp-svc", "reply-svc"},
+        "gateway": {"envoy", "mesh", "crypto-svc", "nlp-svc", "reply-svc"},
+        "crypto-svc": {"mesh", "gateway"},
+        "nlp-svc": {"mesh", "gateway"},
+        "reply-svc": {"mesh", "gateway"},
     }
+    assert stack.inside("renewal", "cat", "/proc/net/route").count("\n") == 1  # it holds the authority's key
+
+
+def test_each_container_is_given_its_own_certificate_only(stack: Any) -> None:
+    """The key of a process is mounted where that process runs; the authority's, where nobody can be told it."""
+    given = {service: stack.inside(service, "ls", "/certificates").split() for service in SERVICES}
+    keys = {
+        service: {name for name in names if "tls.key" in stack.inside(service, "ls", f"/certificates/{name}")}
+        for service, names in given.items()
+    }
+    assert keys == {
+        "envoy": {"edge"},
+        "mesh": {"mesh"},
+        "gateway": {"gateway"},
+        "crypto-svc": {"crypto_svc"},
+        "nlp-svc": {"nlp_svc"},
+        "reply-svc": {"reply_svc"},
+    }
+    assert set(stack.inside("renewal", "ls", "/certificates").split()) == {"ca", *PROCESSES}
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_container_that_dies_comes_back(stack: Any, service: str) -> None:
     """Its process is killed; the engine starts it again, and messages are answered as before."""
-    stack.compose("exec", "--no-TTY", service, "sh", "-c", "kill -9 -1", check=False)
-    stack.until(lambda: stack.containers()[f"{service}-1"]["RestartCount"] == 1)
+    stack.crash(f"{service}-1")
     stack.until(lambda: stack.well() and stack.serving())
     assert stack.ask("ping") == "pong"
 
@@ -185,7 +208,7 @@ def test_own_credentials_replace_the_simulator(make_stack: MakeStack, tmp_path: 
         files[f"{name}_FILE"] = str(tmp_path / name)
     with make_stack(BASE, **ACCOUNT, **files) as stack:
         stack.up()
-        assert set(stack.containers()) == {f"{name}-1" for name in (*SERVICES, "account")}
+        assert set(stack.containers()) == {f"{name}-1" for name in (*SERVICES, *ONCE, "renewal")}
         assert stack.ask("ping") == "pong"
         status, health = stack.health()
         assert (status, health["wecom"]) == (503, "disconnected")  # its platform is nowhere

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-JOBS = {"gateway", "crypto_svc", "nlp_svc", "reply_svc", "envoy"}
+ENVOYS = {"envoy", "mesh"}
+JOBS = {"gateway", "crypto_svc", "nlp_svc", "reply_svc", *ENVOYS}
 MakeStack = Callable[..., AbstractContextManager[Any]]
 
 
@@ -40,9 +41,9 @@ def test_every_container_is_watched_once(stack: Any) -> None:
 
 def test_what_is_used_is_compared_with_the_containers_limits(stack: Any) -> None:
     """CPU and memory are those of the container, and their limits are those of docker-compose.yml."""
-    ours = JOBS - {"envoy"}
+    ours = JOBS - ENVOYS
     stack.until(lambda: asked(stack, "assistant_memory_limit_bytes").keys() == ours)
-    limits = {"gateway": (0.5, 768), "crypto_svc": (0.2, 256), "nlp_svc": (0.25, 1024), "reply_svc": (0.25, 512)}
+    limits = {"gateway": (0.5, 768), "crypto_svc": (0.2, 256), "nlp_svc": (0.2, 832), "reply_svc": (0.25, 512)}
     assert asked(stack, "assistant_cpu_limit_cores") == {job: cores for job, (cores, _) in limits.items()}
     assert asked(stack, "assistant_memory_limit_bytes / 1048576") == {job: size for job, (_, size) in limits.items()}
     assert all(0 < share < 0.8 for share in asked(stack, "instance:assistant_memory:ratio").values())

@@ -193,6 +193,11 @@ class Stack(Mesh):
         run("docker", "start", f"{self.project}-{name}")
         self.until_healthy(name)
 
+    def kill(self, name: str) -> None:
+        """A container is killed and started again at once; returns when it is healthy."""
+        with self.without(name):
+            pass
+
     def crash(self, name: str) -> None:
         """All processes of a container end at once; returns when the engine has brought it back, healthy."""
         before = self.containers()[name]["RestartCount"]
@@ -213,7 +218,7 @@ class Stack(Mesh):
 def grpcurl(
     *words: str, identity: Path | None, authorities: Path, address: str, authority: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Run grpcurl with the certificate in a folder, or with none; `words` are a request, and what follows the address."""
+    """Run grpcurl with the certificate in a folder, or with none. `words`: a request, and what follows the address."""
     command = [GRPCURL, "-cacert", authorities, "-connect-timeout", "5", "-authority", authority]
     if identity is not None:
         command += ["-cert", identity / tls.CERTIFICATE, "-key", identity / tls.KEY]

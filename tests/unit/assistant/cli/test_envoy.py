@@ -356,6 +356,18 @@ async def test_https_is_served_with_the_certificate(edge: Edge) -> None:
         assert answer.status == 200
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_https_speaks_http_2_and_http_1(edge: Edge, version: ssl.TLSVersion) -> None:
+    """A caller has the newest that it knows, over either safe version of TLS."""
+    for offered, expected in ((["h2", "http/1.1"], "h2"), (["http/1.1"], "http/1.1")):
+        caller = ssl.create_default_context(cafile=str(edge.certificate))
+        caller.minimum_version = caller.maximum_version = version
+        caller.set_alpn_protocols(offered)
+        _, writer = await asyncio.open_connection("localhost", edge.https, ssl=caller)
+        assert writer.get_extra_info("ssl_object").selected_alpn_protocol() == expected
+        writer.close()
+
+
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
 async def test_old_tls_is_refused(edge: Edge) -> None:
     """Nobody is served over a version of TLS that is no longer safe."""

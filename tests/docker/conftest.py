@@ -1,4 +1,4 @@
-"""Real containers. Slow, so they run only with `make e2e-docker`, and only where a container engine answers."""
+"""Real containers, where a container engine answers. All but the first steps are slow: `make e2e-docker`."""
 
 import contextlib
 import json
@@ -26,23 +26,35 @@ GRPCURL = Path(sys.executable).parent / "grpcurl"
 PATIENCE_S = 240.0
 
 
+BASE_IMAGE = os.environ.get("PYTHON_IMAGE", "python:3.12-slim-bookworm")
+"""What deploy/Dockerfile begins with."""
+FIRST_STEPS = Path(__file__).with_name("test_first_steps.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what cannot be run here, or takes longer than `make test` may."""
     here = [item for item in items if Path(__file__).parent in item.path.parents]
-    if here and (reason := _missing()):
-        for item in here:
-            item.add_marker(pytest.mark.skip(reason=reason))
+    wanted = bool(os.environ.get("AI_ASSISTANT_TEST_CONTAINERS"))
+    missing = _missing(wanted) if here else ""
+    for item in here:
+        if not wanted and item.path != FIRST_STEPS:
+            item.add_marker(pytest.mark.skip(reason="containers are tested by `make e2e-docker`"))
+        elif missing:
+            item.add_marker(pytest.mark.skip(reason=missing))
 
 
-def _missing() -> str:
+def _missing(wanted: bool) -> str:
     """What is missing to run containers. Empty: nothing."""
-    if not os.environ.get("AI_ASSISTANT_TEST_CONTAINERS"):
-        return "containers are tested by `make e2e-docker`"
     if not shutil.which("docker"):
         return "docker is not installed"
     for question in (["docker", "info"], ["docker", "compose", "version"]):
         asked = subprocess.run(question, capture_output=True, text=True, timeout=60, check=False)
         if asked.returncode:
             return f"no containers here: `{' '.join(question)}` says {asked.stderr.strip()[-200:]}"
+    # Not every engine may or can fetch it: without being asked to, we do not make one try.
+    known = subprocess.run(["docker", "image", "inspect", BASE_IMAGE], capture_output=True, timeout=60, check=False)
+    if known.returncode and not wanted:
+        return f"the engine has no image {BASE_IMAGE}: `make e2e-docker` fetches it, and tests containers"
     return ""
 
 

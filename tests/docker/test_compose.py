@@ -72,14 +72,6 @@ def finds(stack: Any, service: str, other: str) -> bool:
     return bool(stack.inside(service, "python", "-S", "-c", question).strip())
 
 
-def test_a_clone_answers_without_any_configuration(stack: Any) -> None:
-    """Without credentials a member of the simulated company is answered, and /health is well on both ports."""
-    assert stack.ask("ping") == "pong"
-    for scheme in ("http", "https"):
-        assert stack.health(scheme)[0] == 200
-    assert stack.health()[1]["wecom"] == "connected"
-
-
 def test_doctor_tells_what_it_sees_and_what_it_cannot_see(stack: Any) -> None:
     """From the networks of the operator's container: no problem, and a reason for whatever is left out."""
     report = json.loads(stack.cli("doctor", "--json"))

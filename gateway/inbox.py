@@ -1,13 +1,18 @@
 """The inbox: every callback's message, durable before anything is acknowledged, and how its turn ended."""
 
+import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from assistant.api.message.v1.message_pb2 import InboundMessage
 from assistant.api.storage.v1.storage_pb2 import TurnRecord
+from assistant.backoff import Backoff
+from assistant.errors import StorageUnavailable
 from assistant.journal import Admitted, Journal, Operation, Row, Rows, Transaction
+
+_Read = TypeVar("_Read")
 
 TABLE = "inbox"
 _RECOVER_AT_ONCE = 1_000
@@ -62,7 +67,11 @@ _HISTORY: Operation[tuple[str, int], list[tuple[bytes, bytes]]] = Operation("inb
 
 
 class Inbox:
-    """The gateway's durable rows. Every method raises StorageUnavailable when the database takes nothing."""
+    """The gateway's durable rows.
+
+    When the database takes nothing, every method raises StorageUnavailable, but for those that a turn begins with:
+    they wait for it, since the message is accepted already, and what it is owed is its answer.
+    """
 
     def __init__(self, journal: Journal, owner: str) -> None:
         self._journal = journal
@@ -110,15 +119,21 @@ class Inbox:
                 return rows
 
     async def blocked(self, row: Row) -> bool:
-        """Whether another gateway still works on an earlier turn of the same conversation."""
-        return await self._rows.blocked(row.lane, row.seq)
+        """Whether another gateway still works on an earlier turn of the same conversation. Waits for the database."""
+        return await _insisted(lambda: self._rows.blocked(row.lane, row.seq))
 
     async def history(self, lane: str, limit: int) -> list[tuple[InboundMessage, TurnRecord]]:
-        """The newest turns of a conversation, oldest first."""
-        if self.shared:  # what this gateway said last may still be on its way into the database
-            await self._journal.flush()
-        found = await self._journal.query(_HISTORY, (lane, limit))
-        return [(InboundMessage.FromString(body), TurnRecord.FromString(result)) for body, result in reversed(found)]
+        """The newest turns of a conversation, oldest first. Waits for the database."""
+
+        async def found() -> list[tuple[bytes, bytes]]:
+            if self.shared:  # what this gateway said last may still be on its way into the database
+                await self._journal.flush()
+            return await self._journal.query(_HISTORY, (lane, limit))
+
+        return [
+            (InboundMessage.FromString(body), TurnRecord.FromString(result))
+            for body, result in reversed(await _insisted(found))
+        ]
 
     async def get(self, key: str) -> Row | None:
         """One message."""
@@ -172,3 +187,13 @@ def describe(row: Row, *, with_content: bool) -> dict[str, Any]:
             described["answer"] = [content.text.text for content in record.content if content.HasField("text")]
             described["path"] = record.path
     return described
+
+
+async def _insisted(read: Callable[[], Awaitable[_Read]]) -> _Read:
+    """What is read, once the database gives it."""
+    backoff = Backoff(first_s=0.05, max_s=1.0)
+    while True:
+        try:
+            return await read()
+        except StorageUnavailable:
+            await asyncio.sleep(backoff.next_s())

@@ -90,13 +90,13 @@ $(BIN)/kubectl: | $(VENV)/.dev
 	@install build/kubectl/kubectl/kubectl $@ && rm -rf build/kubectl
 
 test: $(VENV)/.dev $(BIN)/kubectl proto ## All tests, in parallel, and what they cover in their own processes
-	$(BIN)/pytest -n auto --cov
+	$(BIN)/pytest -rs -n auto --cov
 
 image: ## Build the container image ai-assistant
 	docker build --tag ai-assistant --file deploy/Dockerfile .
 
-e2e-docker: $(VENV)/.dev proto ## Test the mesh in real containers, if a container engine answers: some minutes
-	AI_ASSISTANT_TEST_CONTAINERS=1 $(BIN)/pytest -rs tests/docker
+e2e-docker: $(VENV)/.dev proto ## Test the mesh in real containers, under load, and print figures: about 20 minutes
+	AI_ASSISTANT_TEST_CONTAINERS=1 $(BIN)/pytest -rs -s tests/docker
 
 chaos: $(VENV)/.dev proto ## Kill processes under load, 300 times on each store: about 30 minutes
 	$(BIN)/python -m tests.chaos --store sqlite --kills 300 --faults all

@@ -43,7 +43,7 @@ def test_what_is_used_is_compared_with_the_containers_limits(stack: Any) -> None
     """CPU and memory are those of the container, and their limits are those of docker-compose.yml."""
     ours = JOBS - ENVOYS
     stack.until(lambda: asked(stack, "assistant_memory_limit_bytes").keys() == ours)
-    limits = {"gateway": (0.5, 768), "crypto_svc": (0.2, 256), "nlp_svc": (0.2, 832), "reply_svc": (0.25, 512)}
+    limits = {"gateway": (0.5, 768), "crypto_svc": (0.2, 256), "nlp_svc": (0.2, 832), "reply_svc": (0.2, 512)}
     assert asked(stack, "assistant_cpu_limit_cores") == {job: cores for job, (cores, _) in limits.items()}
     assert asked(stack, "assistant_memory_limit_bytes / 1048576") == {job: size for job, (_, size) in limits.items()}
     assert all(0 < share < 0.8 for share in asked(stack, "instance:assistant_memory:ratio").values())

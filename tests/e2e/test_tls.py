@@ -71,6 +71,18 @@ def test_an_operator_calls_every_service(production: Any, authority: str) -> Non
     json.loads(answer.stdout)
 
 
+def test_the_mesh_listener_knows_who_is_well(production: Any) -> None:
+    """It asks every service for its health, and is answered."""
+
+    def healthy() -> set[str]:
+        url = f"http://127.0.0.1:{production.offset + ports.ENVOY_ADMIN}/clusters"
+        with urllib.request.urlopen(url) as answer:
+            lines = answer.read().decode().splitlines()
+        return {line.partition("::")[0] for line in lines if line.endswith("::health_flags::healthy")}
+
+    production.until(lambda: {"crypto_svc", "nlp_svc", "reply_svc"} <= healthy())
+
+
 @pytest.mark.parametrize("name", ["gateway", "nlp_svc", "edge"])
 def test_the_mesh_listener_is_for_operators(production: Any, name: str) -> None:
     """Another certificate of the same authority does not get in there."""

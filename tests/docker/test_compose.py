@@ -1,15 +1,19 @@
 """The mesh with one container per process, as `docker compose up` starts it."""
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from assistant import plugin
+from assistant import plugin, tls
+from assistant.cli.authority import Authority
 
 SERVICES = ("envoy", "mesh", "gateway", "crypto-svc", "nlp-svc", "reply-svc")
 ONCE = ("account", "certificates")
@@ -191,19 +195,34 @@ def test_each_service_is_given_its_own_secrets_only(make_stack: MakeStack) -> No
         assert mounted == KNOWN_TO[name]
 
 
-def test_own_credentials_replace_the_simulator(make_stack: MakeStack, tmp_path: Any) -> None:
-    """With an account of one's own, from .env and files, nothing is simulated and messages are answered."""
+def test_own_credentials_and_certificate(make_stack: MakeStack, tmp_path: Path) -> None:
+    """With an account and a certificate of one's own, from .env and files, nothing is simulated, and HTTPS answers."""
     tmp_path.chmod(0o755)
     files = {}
     for name, secret in SECRETS.items():
         (tmp_path / name).write_text(secret + "\n")
         files[f"{name}_FILE"] = str(tmp_path / name)
+    shown = own_certificate(tmp_path / "own")
+    files |= {"CERTIFICATES_EDGE": str(shown), "EDGE_PROFILE": "production"}
     with make_stack(BASE, **ACCOUNT, **files) as stack:
         stack.up()
         assert set(stack.containers()) == {f"{name}-1" for name in (*SERVICES, *ONCE, "renewal")}
         assert stack.ask("ping") == "pong"
         status, health = stack.health()
         assert (status, health["wecom"]) == (503, "disconnected")  # its platform is nowhere
+        certificate = ssl.get_server_certificate(("localhost", stack.https))
+        assert certificate.split() == (shown / tls.CERTIFICATE).read_text().split()
+        assert "left as it is" in stack.compose("logs", "certificates")
+
+
+def own_certificate(folder: Path) -> Path:
+    """A certificate that somebody else made, with its key, readable to user 10001."""
+    made = folder.with_name("made")
+    Authority.open(made).issue(made / "edge", ["localhost"], tls.uri("edge"), timedelta(days=1))
+    folder.mkdir()
+    for name in (tls.CERTIFICATE, tls.KEY):
+        (folder / name).write_bytes((made / "edge" / name).read_bytes())
+    return folder
 
 
 def test_two_of_every_service_share_the_work(make_stack: MakeStack) -> None:

@@ -195,6 +195,16 @@ def test_each_service_is_given_its_own_secrets_only(make_stack: MakeStack) -> No
         assert mounted == KNOWN_TO[name]
 
 
+def test_nlp_svc_gets_a_way_out_by_its_overlay(make_stack: MakeStack) -> None:
+    """For an engine that asks a provider nlp-svc is let out, alone and not into another service's network."""
+    with make_stack(BASE, "deploy/compose/nlp-egress.yml") as stack:
+        configured = json.loads(stack.compose("config", "--format", "json"))
+    assert set(configured["services"]["nlp-svc"]["networks"]) == {"nlp", "nlp-egress"}
+    assert not configured["networks"]["nlp-egress"].get("internal")
+    users = [name for name, what in configured["services"].items() if "nlp-egress" in what.get("networks", {})]
+    assert users == ["nlp-svc"]
+
+
 def test_own_credentials_and_certificate(make_stack: MakeStack, tmp_path: Path) -> None:
     """With an account and a certificate of one's own, from .env and files, nothing is simulated, and HTTPS answers."""
     tmp_path.chmod(0o755)

@@ -6,6 +6,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,3 +49,20 @@ def test_what_is_used_is_compared_with_the_containers_limits(stack: Any) -> None
     assert asked(stack, "assistant_memory_limit_bytes / 1048576") == {job: size for job, (_, size) in limits.items()}
     assert all(0 < share < 0.8 for share in asked(stack, "instance:assistant_memory:ratio").values())
     assert asked(stack, "assistant_cpu_seconds_total").keys() == ours
+
+
+def test_grafana_finds_what_it_is_to_show(make_stack: MakeStack) -> None:
+    """Its files are mounted where they name each other, Prometheus is where it looks, and only with its profile."""
+    files = ("docker-compose.yml", "deploy/compose/observability.yml")
+    with make_stack(*files) as stack:
+        assert "grafana" not in json.loads(stack.compose("config", "--format", "json"))["services"]
+        configured = json.loads(stack.compose("--profile", "grafana", "config", "--format", "json"))["services"]
+    grafana, prometheus = configured["grafana"], configured["prometheus"]
+    mounted = {volume["target"]: volume["source"] for volume in grafana["volumes"] if volume["type"] == "bind"}
+    dashboards, provisioning = mounted["/etc/dashboards"], Path(mounted["/etc/grafana/provisioning"])
+    assert "path: /etc/dashboards\n" in (provisioning / "dashboards" / "ai-assistant.yml").read_text()
+    home = Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert (Path(dashboards) / home.relative_to("/etc/dashboards")).exists()
+    assert "url: http://prometheus:9090\n" in (provisioning / "datasources" / "prometheus.yml").read_text()
+    assert set(grafana["networks"]) & set(prometheus["networks"])
+    assert [port["host_ip"] for port in grafana["ports"]] == ["127.0.0.1"]

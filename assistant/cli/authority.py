@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +77,14 @@ class Authority:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether the files in a folder were put there by us, or there are none: others are not to be overwritten."""
-    return not (folder / CERTIFICATE).exists() or (folder / _DATA).is_symlink()
+    """Whether the files in a folder were put there by us, or there are none: others are not to be overwritten.
+
+    Raises InvalidSetting if we may not look.
+    """
+    try:
+        return not (folder / CERTIFICATE).exists() or (folder / _DATA).is_symlink()
+    except PermissionError:
+        raise InvalidSetting(f"{folder} is not for us to read: let user {os.getuid()} read it and its files") from None
 
 
 def write_together(folder: Path, files: Mapping[str, str]) -> None:

@@ -5,6 +5,7 @@ import ipaddress
 import json
 import os
 import socket
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from msgspec import Meta
 from assistant import ports, tls, tracing
 from assistant.cli.addresses import reachable
 from assistant.cli.files import write_private
+from assistant.errors import InvalidSetting
 from assistant.settings import Address, Settings, home
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "deploy" / "envoy"
@@ -252,12 +254,29 @@ def _secret(folder: Path, name: str, content: Mapping[str, Any]) -> Path:
 
 
 def shown_certificate(settings: EdgeSettings, certificates: Path | None) -> tuple[Path, Path]:
-    """What Envoy shows to the world, and its key: what was set, else one of ours, else a self-signed one."""
+    """What Envoy shows to the world, and its key: what was set, else one of ours, else a self-signed one.
+
+    Raises InvalidSetting if they are no such pair: Envoy would say nothing, and serve no HTTPS.
+    """
     if settings.certificate and settings.private_key:
-        return settings.certificate, settings.private_key
+        return _checked(settings.certificate, settings.private_key)
     if certificates and (certificates / "edge" / tls.CERTIFICATE).exists():
-        return certificates / "edge" / tls.CERTIFICATE, certificates / "edge" / tls.KEY
+        return _checked(certificates / "edge" / tls.CERTIFICATE, certificates / "edge" / tls.KEY)
     return development_certificate(home() / "edge")
+
+
+def _checked(certificate: Path, key: Path) -> tuple[Path, Path]:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
+    except ssl.SSLError as error:
+        raise InvalidSetting(
+            f"{certificate} and {key} are no certificate and its key: {error.reason or 'not PEM'}. Both are to be PEM, "
+            "the key without a password"
+        ) from None
+    except OSError as error:
+        who = f"Let user {os.getuid()} read both"
+        raise InvalidSetting(f"{certificate} or {key} cannot be read: {error.strerror}. {who}") from None
+    return certificate, key
 
 
 def development_certificate(folder: Path) -> tuple[Path, Path]:

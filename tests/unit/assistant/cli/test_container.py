@@ -50,3 +50,28 @@ def test_the_container_of_envoy_becomes_envoy(cli: Cli, tmp_path: Path) -> None:
     assert "cannot bind '192.0.2.1:1'" in done.stderr
     assert "gateway.invalid" in (tmp_path / "run" / "envoy.yaml").read_text()
     assert (tmp_path / "edge" / "key.pem").stat().st_mode & 0o077 == 0
+
+
+def test_envoy_is_prepared_without_becoming_it(cli: Cli, tmp_path: Path) -> None:
+    """The command that is printed is that of an Envoy whose configuration is there."""
+    program, flag, file, *_ = cli("container", "envoy", "--prepare").stdout.split()
+    assert Path(program).name == "envoy"
+    assert (flag, file) == ("-c", str(tmp_path / "run" / "envoy.yaml"))
+    assert Path(file).exists()
+
+
+@pytest.mark.parametrize(("content", "said"), [("theirs", "no certificate and its key"), (None, "cannot be read")])
+def test_a_certificate_that_cannot_be_shown_is_refused(
+    cli: Cli, tmp_path: Path, content: str | None, said: str
+) -> None:
+    """Envoy itself would start without HTTPS and say nothing."""
+    pair = {"CERTIFICATE": tmp_path / "tls.crt", "PRIVATE_KEY": tmp_path / "tls.key"}
+    for file in pair.values():
+        if content is not None:
+            file.write_text(content)
+    done = cli(
+        *("container", "envoy", "--prepare"),
+        environment={f"AI_ASSISTANT_EDGE_{name}": str(file) for name, file in pair.items()},
+    )
+    assert done.returncode == 1
+    assert said in done.stderr

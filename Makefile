@@ -95,7 +95,7 @@ test: $(VENV)/.dev $(BIN)/kubectl proto ## All tests, in parallel, and what they
 image: ## Build the container image ai-assistant
 	docker build --tag ai-assistant --file deploy/Dockerfile .
 
-e2e-docker: $(VENV)/.dev proto ## Test the mesh in real containers, under load, and print figures: about 20 minutes
+e2e-docker: $(VENV)/.dev proto ## Test the mesh in real containers, under load, and print figures: about 25 minutes
 	AI_ASSISTANT_TEST_CONTAINERS=1 $(BIN)/pytest -rs -s tests/docker
 
 chaos: $(VENV)/.dev proto ## Kill processes under load, 300 times on each store: about 30 minutes

@@ -254,18 +254,16 @@ def _secret(folder: Path, name: str, content: Mapping[str, Any]) -> Path:
 
 
 def shown_certificate(settings: EdgeSettings, certificates: Path | None) -> tuple[Path, Path]:
-    """What Envoy shows to the world, and its key: what was set, else one of ours, else a self-signed one.
-
-    Raises InvalidSetting if they are no such pair: Envoy would say nothing, and serve no HTTPS.
-    """
+    """What Envoy shows to the world, and its key: what was set, else one of ours, else a self-signed one."""
     if settings.certificate and settings.private_key:
-        return _checked(settings.certificate, settings.private_key)
+        return settings.certificate, settings.private_key
     if certificates and (certificates / "edge" / tls.CERTIFICATE).exists():
-        return _checked(certificates / "edge" / tls.CERTIFICATE, certificates / "edge" / tls.KEY)
+        return certificates / "edge" / tls.CERTIFICATE, certificates / "edge" / tls.KEY
     return development_certificate(home() / "edge")
 
 
-def _checked(certificate: Path, key: Path) -> tuple[Path, Path]:
+def check_pair(certificate: Path, key: Path) -> None:
+    """Raise InvalidSetting if these are no certificate and its key: Envoy would say nothing, and serve no HTTPS."""
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
     except ssl.SSLError as error:
@@ -276,7 +274,6 @@ def _checked(certificate: Path, key: Path) -> tuple[Path, Path]:
     except OSError as error:
         who = f"Let user {os.getuid()} read both"
         raise InvalidSetting(f"{certificate} or {key} cannot be read: {error.strerror}. {who}") from None
-    return certificate, key
 
 
 def development_certificate(folder: Path) -> tuple[Path, Path]:

@@ -13,7 +13,7 @@ import tomlkit
 from assistant import plugin, ports, tracing
 from assistant.cli.addresses import reachable
 from assistant.cli.configuration import Configuration
-from assistant.cli.envoy import Collector, EdgeSettings, Mesh, configure, shown_certificate
+from assistant.cli.envoy import Collector, EdgeSettings, Mesh, check_pair, configure, shown_certificate
 from assistant.cli.files import write_private
 from assistant.cli.services import SERVICES, Service
 from assistant.cli.simulation import SimulatorSettings, simulated_channel, with_simulation
@@ -87,6 +87,7 @@ def envoy(configuration: Configuration) -> Part:
     settings = configuration.source.read(EdgeSettings, "edge")
     certificates = configuration.source.read(TlsSettings, "tls").certificates
     certificate, key = shown_certificate(settings, certificates)
+    check_pair(certificate, key)
     listening = {service.name: addresses(service, configuration) for service in SERVICES}
     gateway, gateway_admin = listening.pop("gateway")
     called = {name: listen for name, (listen, _) in listening.items()}

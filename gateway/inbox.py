@@ -118,9 +118,9 @@ class Inbox:
             if len(found) < _RECOVER_AT_ONCE:
                 return rows
 
-    async def blocked(self, row: Row) -> bool:
-        """Whether another gateway still works on an earlier turn of the same conversation. Waits for the database."""
-        return await _insisted(lambda: self._rows.blocked(row.lane, row.seq))
+    async def earlier(self, row: Row) -> "list[str]":
+        """The keys of earlier messages of the conversation that are not closed yet. Waits for the database."""
+        return await _insisted(lambda: self._rows.earlier(row.lane, row.seq))
 
     async def history(self, lane: str, limit: int) -> list[tuple[InboundMessage, TurnRecord]]:
         """The newest turns of a conversation, oldest first. Waits for the database."""

@@ -12,8 +12,9 @@ set once, on the event loop. What makes it safe against a crash:
 
 import asyncio
 import functools
+import sys
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -297,6 +298,17 @@ class Turns:
         turn.finished = asyncio.get_running_loop().create_future()
         self._turns[turn.key] = self._lanes[turn.lane] = turn
 
+    def _take_over(self, turn: Turn) -> None:
+        """Put a turn in its place among those of its conversation: later ones may wait here for it already."""
+        last = self._lanes.get(turn.lane)
+        if last is None or _place(last) < _place(turn):
+            self._queue(turn)
+            return
+        earlier = [one for one in self._turns.values() if one.lane == turn.lane and _place(one) < _place(turn)]
+        turn.before = max(earlier, key=_place).finished if earlier else None
+        turn.finished = asyncio.get_running_loop().create_future()
+        self._turns[turn.key] = turn
+
     def _finish(self, turn: Turn) -> None:
         if self._turns.get(turn.key) is turn:
             del self._turns[turn.key]
@@ -312,10 +324,7 @@ class Turns:
         if tracing.tracer is not None:
             tracing.tracer.turn_begins(turn.key)
         try:
-            if turn.before is not None:
-                await turn.before
-            if turn.blocked:
-                await self._wait_for_other_gateways(turn)
+            await self._come_to(turn)
             conversation = await self._conversations.get(turn.lane)
             refused = None if self._gatekeeper is None else await self._refused(turn, conversation, self._gatekeeper)
             record, failure = refused or await self._think(turn, conversation)
@@ -328,11 +337,23 @@ class Turns:
             self._acknowledge_held(turn)
             self._finish(turn)
 
-    async def _wait_for_other_gateways(self, turn: Turn) -> None:
+    async def _come_to(self, turn: Turn) -> None:
+        """Return when no earlier turn of the conversation is under way any more, here or in another gateway."""
+        if turn.before is not None:
+            await turn.before
+            turn.blocked = turn.blocked or self._inbox.shared  # another gateway may have taken that one over
         pause_s = 0.01
-        while turn.row is not None and await self._inbox.blocked(turn.row):
-            await asyncio.sleep(pause_s)
-            pause_s = min(0.2, pause_s * 1.5)
+        while turn.blocked and turn.row is not None:
+            earlier = await self._inbox.earlier(turn.row)
+            here = [known for key in earlier if (known := self._turns.get(key)) is not None]
+            unfinished = [known.finished for known in here if known.finished and not known.finished.done()]
+            if unfinished:
+                await unfinished[0]
+            elif len(here) < len(earlier):  # another gateway's, or on its way from there to us
+                await asyncio.sleep(pause_s)
+                pause_s = min(0.2, pause_s * 1.5)
+            else:
+                turn.blocked = False
 
     async def _refused(
         self, turn: Turn, conversation: Conversation, gatekeeper: Gatekeeper
@@ -427,7 +448,7 @@ class Turns:
         """Take up the turns of gateways that died, this one's former lives included. Raises StorageUnavailable."""
         rows = await self._inbox.recover()
         for row in rows:
-            self._resume(row)
+            self._resume(row, self._take_over)
         if rows:
             telemetry.warning("turns_recovered", count=len(rows))
 
@@ -435,10 +456,10 @@ class Turns:
         """Take up a message again that was given up or not confirmed. False if no such message has this name."""
         row = await self._inbox.reopen(key)
         if row is not None:
-            self._resume(row)
+            self._resume(row, self._queue)
         return row is not None
 
-    def _resume(self, row: Row) -> None:
+    def _resume(self, row: Row, queue: Callable[[Turn], None]) -> None:
         message = InboundMessage.FromString(row.body)
         codec = self._codecs.get((message.account.channel, message.account.name))
         if codec is None:
@@ -448,7 +469,7 @@ class Turns:
         if lost is not None:  # another gateway had taken it over and died: what we knew of it is out of date
             self._abandon(lost)
         turn = Turn(message, codec, time.monotonic(), row.key, row.lane, row.body, row, blocked=True)
-        self._queue(turn)
+        queue(turn)
         if row.state == InboxState.ACKNOWLEDGED:
             self._is_acknowledged(turn)
             turn.task = self._spawn(self._run(turn))
@@ -481,6 +502,11 @@ class Turns:
             telemetry.warning("turn_unconfirmed")
             self._inbox.finish(turn.key, InboxState.UNCONFIRMED, TurnRecord())
             self._finish(turn)
+
+
+def _place(turn: Turn) -> int:
+    """In the order in which the messages came; those that are being admitted come last."""
+    return sys.maxsize if turn.row is None else turn.row.seq
 
 
 async def _answer(held: HeldCallback, passive: bytes | None) -> None:

@@ -191,6 +191,11 @@ class RowOperations:
             f"SELECT 1 FROM {table} WHERE lane = ? AND seq < ? AND owner <> ? AND state < {CLOSED} LIMIT 1",
             bool,
         )
+        self.earlier = _each(
+            "earlier",
+            f"SELECT key FROM {table} WHERE lane = ? AND seq < ? AND state < {CLOSED} ORDER BY seq",
+            lambda records: [str(key) for (key,) in records],
+        )
         self.counts = _each(
             "counts",
             f"SELECT state, count(*) FROM {table} WHERE state < {CLOSED} GROUP BY state UNION ALL "

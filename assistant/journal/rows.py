@@ -154,6 +154,15 @@ class Rows:
             return False
         return await self._journal.query(self._operations.blocked, (lane, seq, self._owner))
 
+    async def earlier(self, lane: str, seq: int) -> builtins.list[str]:
+        """The keys of the open rows of the lane that are earlier than `seq`, whoever owns them.
+
+        On a database that only we write to there is nothing to ask: whoever admitted them knows.
+        """
+        if not self._journal.shared:
+            return []
+        return await self._journal.query(self._operations.earlier, (lane, seq))
+
     # --- For operators ----------------------------------------------------------------------------------
 
     async def get(self, key: str) -> Row | None:

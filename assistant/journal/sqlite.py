@@ -85,7 +85,13 @@ class SqliteConnection:
         )
         self._begin = "BEGIN" if read_only else "BEGIN IMMEDIATE"
         try:
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"query_only={read_only:d}"):
+            for pragma in (
+                "journal_mode=WAL",
+                "synchronous=FULL",
+                "foreign_keys=ON",
+                "temp_store=MEMORY",
+                f"query_only={read_only:d}",
+            ):
                 self._connection.execute(f"PRAGMA {pragma}").close()
         except sqlite3.Error:
             self._connection.close()

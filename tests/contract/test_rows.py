@@ -300,8 +300,10 @@ async def test_a_lane_is_blocked_by_an_earlier_row_of_another_owner(postgres_url
         assert third.blocked
         assert not other.blocked
         assert await two.blocked("a", third.row.seq)
+        assert await two.earlier("a", third.row.seq) == ["a1", "a2"]
         await one.move("a1", State.DONE)
         assert await two.blocked("a", third.row.seq)
+        assert await two.earlier("a", third.row.seq) == ["a2"]
         await one.move("a2", State.DEAD)
         assert not await two.blocked("a", third.row.seq)
 
@@ -440,6 +442,7 @@ async def test_no_statement_reads_the_whole_table(database_url: str) -> None:
         (rows.purge, (100.0, 10)),
         (rows.get, ("o1",)),
         (rows.blocked, ("1", 3_100, "other")),
+        (rows.earlier, ("1", 3_100)),
         (rows.list_all, (2_000, 10)),
         (rows.list_state(0), (9_999, 10)),
         (rows.list_state(3), (2_000, 10)),

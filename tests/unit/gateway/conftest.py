@@ -203,11 +203,11 @@ class Life:
         taking = asyncio.create_task(
             self.turns.take(inbound, self.codec, cast("HeldCallback", callback), time.monotonic(), budget_s)
         )
+        self.taking.add(taking)  # its turn goes on after the answer
+        taking.add_done_callback(self.taking.discard)
         await asyncio.wait([taking, callback.answer], return_when=asyncio.FIRST_COMPLETED)
         if taking.done() and not taking.cancelled():
             taking.result()
-        self.taking.add(taking)  # its turn goes on
-        taking.add_done_callback(self.taking.discard)
         return await callback.answer
 
 

@@ -90,3 +90,35 @@ def away(server: str, url: str) -> Iterator[None]:
         connection.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'test_{name}'")
         yield
         connection.execute(f"ALTER DATABASE test_{name} ALLOW_CONNECTIONS true")
+
+
+async def test_what_is_taken_over_comes_before_what_waited_for_it(house: "House", postgres_url: str) -> None:
+    """A message that waits for one of another gateway still waits for it when that gateway dies."""
+    async with house.life(database=postgres_url, name="test:7000") as first:
+        async with house.life(database=postgres_url, name="test:7500", drain_s=0.0) as second:
+            assert await second.say(THINKS, budget_s=0.05) is None
+            waits = asyncio.create_task(first.say("second", number="2", budget_s=8.0))
+            also_waits = asyncio.create_task(first.say("third", number="3", budget_s=8.0))
+            await until(lambda: len(first.taking) == 2)
+            await asyncio.sleep(0.1)
+        await first.turns.recover()
+        await asyncio.gather(waits, also_waits)
+        await until(lambda: house.reply.delivered)
+    assert [request.message.message_id for request in house.engine.requests] == ["1", "1", "2", "3"]
+
+
+async def test_the_next_message_waits_for_one_that_another_gateway_took_back(house: "House", postgres_url: str) -> None:
+    """The callback of the first message comes back to the other gateway while the second waits here for the first."""
+    async with (
+        house.life(database=postgres_url, name="test:7000") as first,
+        house.life(database=postgres_url, name="test:7500") as second,
+    ):
+        held = asyncio.create_task(first.say(THINKS, budget_s=8.0))
+        await until(lambda: len(house.engine.requests) == 1)
+        waits = asyncio.create_task(first.say("second", number="2", budget_s=8.0))
+        moved = asyncio.create_task(second.say(THINKS, budget_s=8.0))
+        await until(lambda: len(house.engine.requests) == 2)
+        again = asyncio.create_task(first.say(THINKS, budget_s=8.0))  # and back
+        for callback in (held, waits, moved, again):
+            await callback
+    assert [request.message.message_id for request in house.engine.requests][-1] == "2"

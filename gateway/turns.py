@@ -78,7 +78,7 @@ class Turn:
     held: list[HeldCallback] = field(default_factory=list)
     """Callbacks that wait for the answer."""
     blocked: bool = False
-    """An earlier turn of the conversation was another gateway's when this one was admitted."""
+    """An earlier turn of the conversation may be another gateway's."""
     before: "asyncio.Future[None] | None" = None
     """`finished` of the turn before it in the conversation."""
     finished: "asyncio.Future[None] | None" = None
@@ -237,6 +237,7 @@ class Turns:
                 record = TurnRecord.FromString(row.result or b"")
                 passive = record.path == ANSWER_PATH_PASSIVE
                 return turn.codec.format(turn.message, record.content) if passive else None
+            turn.blocked = True  # what came before it may be under way where it was
         turn.row = row
         if row.state == InboxState.ACKNOWLEDGED:
             self._is_acknowledged(turn)
@@ -488,7 +489,6 @@ class Turns:
         turn.arrived_at = arrived_at
         if turn.finished is not None and turn.finished.done():  # the conversation went on without it
             self._queue(turn)
-        turn.blocked = False
         turn.task = asyncio.current_task()
 
     def _let_pass(self, turn: Turn) -> None:

@@ -122,3 +122,20 @@ async def test_the_next_message_waits_for_one_that_another_gateway_took_back(hou
         for callback in (held, waits, moved, again):
             await callback
     assert [request.message.message_id for request in house.engine.requests][-1] == "2"
+
+
+async def test_a_message_that_comes_back_to_another_gateway_still_waits_for_the_one_before(
+    house: "House", postgres_url: str
+) -> None:
+    """Its callback broke while it waited there for the first message, which that gateway still thinks about."""
+    async with (
+        house.life(database=postgres_url, name="test:7000") as first,
+        house.life(database=postgres_url, name="test:7500") as second,
+    ):
+        assert await second.say(THINKS, budget_s=0.05) is None
+        broken = asyncio.create_task(second.say("second", number="2", budget_s=8.0))
+        await until(lambda: len(second.taking) == 2)
+        await asyncio.sleep(0.1)
+        assert await first.say("second", number="2", budget_s=8.0) == "re: second"
+        assert house.reply.delivered == {KEY: [f"re: {THINKS}"]}
+        await broken

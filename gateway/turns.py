@@ -79,8 +79,6 @@ class Turn:
     """Callbacks that wait for the answer."""
     blocked: bool = False
     """An earlier turn of the conversation may be another gateway's."""
-    before: "asyncio.Future[None] | None" = None
-    """`finished` of the turn before it in the conversation."""
     finished: "asyncio.Future[None] | None" = None
     """Done when the next turn of the conversation may begin."""
     orphan: bool = False
@@ -118,7 +116,8 @@ class Turns:
         self._gatekeeper = gatekeeper
         self._orphan_grace_s = orphan_grace_s
         self._turns: dict[str, Turn] = {}
-        self._lanes: dict[str, Turn] = {}
+        self._lanes: dict[str, list[Turn]] = {}
+        """The turns of each conversation that are not over, in the order in which they run."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._held = 0
         self._budgets = Deadlines(self._budget_is_over)
@@ -294,27 +293,30 @@ class Turns:
     # --- The turn ---------------------------------------------------------------------------------------
 
     def _queue(self, turn: Turn) -> None:
-        last = self._lanes.get(turn.lane)
-        turn.before = last.finished if last is not None else None
-        turn.finished = asyncio.get_running_loop().create_future()
-        self._turns[turn.key] = self._lanes[turn.lane] = turn
+        """Put a turn behind all others of its conversation."""
+        self._enter(turn, len(self._lanes.get(turn.lane, ())))
 
     def _take_over(self, turn: Turn) -> None:
-        """Put a turn in its place among those of its conversation: later ones may wait here for it already."""
-        last = self._lanes.get(turn.lane)
-        if last is None or _place(last) < _place(turn):
-            self._queue(turn)
-            return
-        earlier = [one for one in self._turns.values() if one.lane == turn.lane and _place(one) < _place(turn)]
-        turn.before = max(earlier, key=_place).finished if earlier else None
+        """Put a turn that was another gateway's before those that came later: they may wait here for it already."""
+        lane = self._lanes.get(turn.lane, [])
+        self._enter(turn, next((place for place, one in enumerate(lane) if _seq(one) > _seq(turn)), len(lane)))
+
+    def _enter(self, turn: Turn, place: int) -> None:
         turn.finished = asyncio.get_running_loop().create_future()
         self._turns[turn.key] = turn
+        self._lanes.setdefault(turn.lane, []).insert(place, turn)
+
+    def _leave(self, turn: Turn) -> None:
+        lane = self._lanes.get(turn.lane, [])
+        if turn in lane:
+            lane.remove(turn)
+            if not lane:
+                del self._lanes[turn.lane]
 
     def _finish(self, turn: Turn) -> None:
         if self._turns.get(turn.key) is turn:
             del self._turns[turn.key]
-        if self._lanes.get(turn.lane) is turn:
-            del self._lanes[turn.lane]
+        self._leave(turn)
         if turn.finished is not None and not turn.finished.done():
             turn.finished.set_result(None)
 
@@ -339,22 +341,28 @@ class Turns:
             self._finish(turn)
 
     async def _come_to(self, turn: Turn) -> None:
-        """Return when no earlier turn of the conversation is under way any more, here or in another gateway."""
-        if turn.before is not None:
-            await turn.before
-            turn.blocked = turn.blocked or self._inbox.shared  # another gateway may have taken that one over
+        """Return when no turn of the conversation that comes before it is under way, here or in another gateway."""
         pause_s = 0.01
-        while turn.blocked and turn.row is not None:
-            earlier = await self._inbox.earlier(turn.row)
-            here = [known for key in earlier if (known := self._turns.get(key)) is not None]
-            unfinished = [known.finished for known in here if known.finished and not known.finished.done()]
-            if unfinished:
-                await unfinished[0]
-            elif len(here) < len(earlier):  # another gateway's, or on its way from there to us
-                await asyncio.sleep(pause_s)
+        while True:
+            if (before := self._before(turn)) is not None:
+                await before
+                turn.blocked = turn.blocked or self._inbox.shared  # another gateway may have taken that one over
+            elif not turn.blocked or turn.row is None:
+                return
+            elif any(key not in self._turns for key in await self._inbox.earlier(turn.row)):
+                await asyncio.sleep(pause_s)  # another gateway's, or on its way from there to us
                 pause_s = min(0.2, pause_s * 1.5)
-            else:
-                turn.blocked = False
+            elif self._before(turn) is None:
+                return
+
+    def _before(self, turn: Turn) -> "asyncio.Future[None] | None":
+        """`finished` of a turn that comes before it here, if there is one that is not."""
+        for one in self._lanes.get(turn.lane, ()):
+            if one is turn:
+                break
+            if one.finished is not None and not one.finished.done():
+                return one.finished
+        return None
 
     async def _refused(
         self, turn: Turn, conversation: Conversation, gatekeeper: Gatekeeper
@@ -488,6 +496,7 @@ class Turns:
         turn.orphan = False
         turn.arrived_at = arrived_at
         if turn.finished is not None and turn.finished.done():  # the conversation went on without it
+            self._leave(turn)
             self._queue(turn)
         turn.task = asyncio.current_task()
 
@@ -504,9 +513,9 @@ class Turns:
             self._finish(turn)
 
 
-def _place(turn: Turn) -> int:
-    """In the order in which the messages came; those that are being admitted come last."""
-    return sys.maxsize if turn.row is None else turn.row.seq
+def _seq(turn: Turn) -> int:
+    """The place of its message in the inbox."""
+    return turn.row.seq if turn.row is not None else sys.maxsize
 
 
 async def _answer(held: HeldCallback, passive: bytes | None) -> None:

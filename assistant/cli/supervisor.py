@@ -26,8 +26,11 @@ import uvloop
 
 DRAIN_S = 10.0
 """How long a program may take to end by itself before it is killed."""
-FIRST_INTERVAL_S, LONGEST_INTERVAL_S, SETTLED_S = 0.1, 2.0, 10.0
-"""Starts of a program that keeps ending lie at least this far apart: first, at last, and when it is forgiven."""
+FIRST_INTERVAL_S, LONGEST_INTERVAL_S, SETTLED_S = 0.1, 1.0, 10.0
+"""Starts of a program that keeps ending lie at least this far apart: first, at last, and when it is forgiven.
+
+At last no more than a second: a platform tries three times with little between, and Envoy should be there for one.
+"""
 LOG_SIZE_BYTES = 10_000_000
 
 PLAN, SOCKET, LOCK = "plan.json", "supervisor.sock", "supervisor.lock"

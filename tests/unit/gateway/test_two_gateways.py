@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
+from assistant.api.message.v1.message_pb2 import Account, InboundMessage
+from gateway.inbox import InboxState, lane_of
+
 if TYPE_CHECKING:
     from conftest import House
 
@@ -139,3 +142,20 @@ async def test_a_message_that_comes_back_to_another_gateway_still_waits_for_the_
         assert await first.say("second", number="2", budget_s=8.0) == "re: second"
         assert house.reply.delivered == {KEY: [f"re: {THINKS}"]}
         await broken
+
+
+async def test_a_message_that_comes_back_late_waits_for_those_that_went_on(house: "House", postgres_url: str) -> None:
+    """The conversation went on without it, so it comes last; nobody waits for it, and it waits for nobody for ever."""
+    late_one = InboundMessage(account=Account(channel="plain", name="default"), message_id="1")
+    late_one.conversation.id = late_one.sender.id = "zhang"
+    late_one.content.add().text.text = "late"
+    async with house.life(database=postgres_url, name="test:7500") as dead:
+        await dead.inbox.admit(KEY, lane_of(late_one), late_one.SerializeToString(), InboxState.RECEIVED)
+    async with house.life(database=postgres_url, name="test:7000") as life:
+        second = asyncio.create_task(life.say("slow 0.5", number="2", budget_s=8.0))
+        third = asyncio.create_task(life.say("third", number="3", budget_s=8.0))
+        await until(lambda: len(house.engine.requests) == 1)  # the second waited for the first, and went on
+        async with asyncio.timeout(10):
+            late = await life.say("late", number="1", budget_s=8.0)
+            assert [await second, await third, late] == ["re: slow 0.5", "re: third", "re: late"]
+    assert [request.message.message_id for request in house.engine.requests] == ["2", "3", "1"]

@@ -78,10 +78,12 @@ def test_up_applies_a_change_and_a_slow_answer_is_delivered(healthy_mesh: Any) -
         healthy_mesh.cli("up")
         after = healthy_mesh.pids()
         assert [name for name in PROCESSES if before[name] != after[name]] == ["gateway"]
-        assert json.loads(healthy_mesh.cli("test", "wecom", "--message", "ping").stdout)["content"] == "pong"
+        told = json.loads(healthy_mesh.cli("test", "wecom", "--message", "ping").stdout)
+        assert told["content"] == "pong"
         recorded = json.loads(healthy_mesh.cli("deliveries", "list", "--state", "recorded", "--json").stdout)
-        assert len(recorded) == 1
-        shown = json.loads(healthy_mesh.cli("deliveries", "show", recorded[0]["delivery_id"]).stdout)
+        ours = [delivery for delivery in recorded if delivery["request_id"].endswith(f":{told['message_id']}")]
+        assert len(ours) == 1
+        shown = json.loads(healthy_mesh.cli("deliveries", "show", ours[0]["delivery_id"]).stdout)
         assert shown["content"][0]["text"]["text"] == "pong"
     finally:
         healthy_mesh.cli("config", "set", "gateway.passive_budget_s", "4")

@@ -248,7 +248,11 @@ class Turns:
     def _hold(self, turn: Turn, held: HeldCallback, until: float) -> None:
         turn.held.append(held)
         self._held += 1
-        self._budgets.add(turn.key, until - time.monotonic())
+        left_s = until - time.monotonic()
+        if left_s > 0.0:
+            self._budgets.add(turn.key, left_s)
+        else:
+            self._claim_active(turn)
 
     def _budget_is_over(self, key: str) -> None:
         turn = self._turns.get(key)

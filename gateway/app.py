@@ -98,21 +98,16 @@ def _lanes(gateway: Gateway) -> Mapping[str, Lane]:
 
 def _lane(gateway: Gateway, channel: str, account: str, codec: Codec, method: str) -> Lane:
     named = Account(channel=channel, name=account)
-    wanted = {name.encode("latin-1"): name for name in plugin.channels()[channel].headers}
+    wanted = {name: name.encode("latin-1") for name in plugin.channels()[channel].headers}
 
     def take(
         query: str, headers: list[tuple[bytes, bytes]], body: bytes, exchange: Exchange
     ) -> Coroutine[Any, Any, None]:
-        request_id, started, passed_on = b"", b"", {}
-        for name, value in headers:
-            if name == b"x-request-id":
-                request_id = value
-            elif name == b"x-request-start":
-                started = value
-            elif name in wanted:
-                passed_on[wanted[name]] = value.decode("latin-1")
+        given = dict(headers)
+        request_id, started = given.get(b"x-request-id", b""), given.get(b"x-request-start", b"")
+        passed_on = {name: given[raw].decode("latin-1") for name, raw in wanted.items() if raw in given}
         callback = Callback(method, query, passed_on, body)
-        source = "" if gateway.intake.sources is None else _client_address(headers)
+        source = "" if gateway.intake.sources is None else given.get(b"x-client-address", b"").decode("latin-1")
         return gateway.intake.take(
             named, codec, callback, _arrived_at(started), exchange, request_id.decode("latin-1"), source
         )
@@ -128,11 +123,6 @@ def _described(channel: str, account: str) -> dict[str, str]:
         "assistant.channel": channel,
         "assistant.account": account,
     }
-
-
-def _client_address(headers: list[tuple[bytes, bytes]]) -> str:
-    """Where Envoy says that a request came from: whatever its caller says there is overwritten. Empty: no Envoy."""
-    return next((value.decode("latin-1") for name, value in headers if name == b"x-client-address"), "")
 
 
 def _arrived_at(started: bytes) -> float:

@@ -6,7 +6,7 @@ set once, on the event loop. What makes it safe against a crash:
 
 * Before a callback is acknowledged, ACKNOWLEDGED is durable: whoever finds the row owes the answer.
 * A passive answer needs no commit before it is sent. If we die around it, the platform either has the answer
-  or repeats the callback, and the repeated callback is given the answer.
+  or repeats the callback, which is then acknowledged and answered by the API.
 * An active answer has a request id of the message: reply_svc sends it once, however often it is handed over.
 """
 
@@ -81,6 +81,8 @@ class Turn:
     """An earlier turn of the conversation may be another gateway's."""
     finished: "asyncio.Future[None] | None" = None
     """Done when the next turn of the conversation may begin."""
+    repeated: bool = False
+    """The platform repeated its callback."""
     orphan: bool = False
     """A crash broke it off before it was acknowledged: it waits for the repeated callback."""
     passive: bytes | None = None
@@ -148,17 +150,19 @@ class Turns:
         if turn.finished is None:
             await _answer(held, given_before)
         else:
-            if turn.acknowledged is None:
-                self._hold(turn, held, until)
-            else:
+            if turn.acknowledged is not None:
                 held.acknowledge()
+            elif turn.repeated:
+                self._hold_briefly(turn, held)
+            else:
+                self._hold(turn, held, until)
             await self._run(turn)
 
     async def _join(self, turn: Turn, held: HeldCallback, arrived_at: float, until: float) -> None:
-        """Answer a repeated callback as its turn stands, or have it wait for the turn's answer."""
+        """Answer a repeated callback as its turn stands."""
         if turn.orphan:
             self._take_up(turn, arrived_at)
-            self._hold(turn, held, until)
+            self._hold_briefly(turn, held)
             await self._run(turn)
             return
         given_before = await turn.admission if turn.admission is not None else None
@@ -169,8 +173,10 @@ class Turns:
         elif turn.acknowledged is not None:
             await turn.acknowledged
             held.acknowledge()
-        else:
+        elif any(other.is_open for other in turn.held):
             self._hold(turn, held, until)
+        else:
+            self._hold_briefly(turn, held)
 
     async def _under_way(self, key: str) -> Turn | None:
         """The turn of a message, if it is under way here, and ours to answer now that its callback is repeated."""
@@ -236,7 +242,7 @@ class Turns:
                 record = TurnRecord.FromString(row.result or b"")
                 passive = record.path == ANSWER_PATH_PASSIVE
                 return turn.codec.format(turn.message, record.content) if passive else None
-            turn.blocked = True  # what came before it may be under way where it was
+            turn.blocked = turn.repeated = True  # what came before it may be under way where it was
         turn.row = row
         if row.state == InboxState.ACKNOWLEDGED:
             self._is_acknowledged(turn)
@@ -246,13 +252,22 @@ class Turns:
     # --- Held callbacks ---------------------------------------------------------------------------------
 
     def _hold(self, turn: Turn, held: HeldCallback, until: float) -> None:
-        turn.held.append(held)
-        self._held += 1
         left_s = until - time.monotonic()
         if left_s > 0.0:
+            turn.held.append(held)
+            self._held += 1
             self._budgets.add(turn.key, left_s)
         else:
-            self._claim_active(turn)
+            self._hold_briefly(turn, held)
+
+    def _hold_briefly(self, turn: Turn, held: HeldCallback) -> None:
+        """Acknowledge it as soon as that is durable.
+
+        So is done with what is repeated because the callback before broke: a platform tries only so often.
+        """
+        turn.held.append(held)
+        self._held += 1
+        self._claim_active(turn)
 
     def _budget_is_over(self, key: str) -> None:
         turn = self._turns.get(key)

@@ -248,12 +248,13 @@ async def test_an_answer_that_was_handed_over_before_a_crash_is_not_sent_twice(h
 
 
 async def test_a_callback_that_a_crash_cut_off_is_answered_when_it_is_repeated(house: "House") -> None:
-    """The platform got no answer and repeats the callback: it gets its passive answer then."""
-    await broken_off(house, "hello", InboxState.RECEIVED)
+    """The platform got no answer and repeats the callback: it is held no second time, and answered by the API."""
+    await broken_off(house, "slow 0.5", InboxState.RECEIVED)
     async with house.life() as life:
-        assert await life.say("hello") == "re: hello"
+        assert await life.say("slow 0.5") is None
+        assert house.reply.delivered == {}
         await until_state(life, InboxState.ANSWERED)
-    assert house.reply.delivered == {}
+    assert house.reply.delivered == {KEY: ["re: slow 0.5"]}
 
 
 async def test_the_next_message_waits_for_the_repeated_callback(house: "House") -> None:
@@ -262,8 +263,9 @@ async def test_the_next_message_waits_for_the_repeated_callback(house: "House") 
     async with house.life() as life:
         second = asyncio.create_task(life.say("second", number="2"))
         await asyncio.sleep(0.05)
-        assert await life.say("first") == "re: first"
+        assert await life.say("first") is None
         assert await second == "re: second"
+    assert house.reply.delivered == {KEY: ["re: first"]}
     assert [request.message.message_id for request in house.engine.requests] == ["1", "2"]
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from http.server import ThreadingHTTPServer
 from time import monotonic
 from types import MappingProxyType, TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import uvloop
@@ -28,7 +28,9 @@ from assistant.mux import MuxHandler
 from assistant.settings import Address
 from assistant.tls import Identity
 
-__all__ = ["Call", "Health", "Server", "Servicers", "run", "serve"]
+__all__ = ["Call", "Health", "Server", "Servicers", "run", "serve", "to_its_end"]
+
+T = TypeVar("T")
 
 _HEALTH: Any = health_pb2.DESCRIPTOR.services_by_name["Health"]
 _GRACE_S = 10.0
@@ -137,6 +139,14 @@ async def serve(server: Server) -> None:
         telemetry.info("serving", port=server.port)
         await stopping.wait()
         telemetry.info("stopping")
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """Do all of it, even if the caller stops waiting in the middle and the method is cancelled.
+
+    For what must not be half done: stored, say, and forgotten in memory.
+    """
+    return await asyncio.shield(asyncio.create_task(work))
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:

@@ -28,7 +28,7 @@ from assistant.api.reply.v1.reply_pb2 import (
     UploadMediaResponse,
 )
 from assistant.errors import InvalidMedia, InvalidRequest, NotRecallable, Overloaded
-from assistant.server import Call
+from assistant.server import Call, to_its_end
 from reply_svc.accounts import Connections
 from reply_svc.lanes import Lanes
 from reply_svc.outbox import Delivery, Outbox, State, delivery_id
@@ -58,10 +58,14 @@ class ReplyService:
         self._connections.of(request.account)
         if len(self._lanes) >= self._max_open:
             raise Overloaded(f"{self._max_open} deliveries wait already", retry_after_s=_OVERLOAD_PAUSE_S)
+        delivery = await to_its_end(self._accept(request))
+        return DeliverReplyResponse(delivery_id=delivery.id, state=delivery.state)
+
+    async def _accept(self, request: DeliverReplyRequest) -> Delivery:
         delivery, new = await self._outbox.admit(request)
         if new and delivery.row.state == State.PENDING:
             self._lanes.add(delivery)
-        return DeliverReplyResponse(delivery_id=delivery.id, state=delivery.state)
+        return delivery
 
     async def GetDelivery(self, request: GetDeliveryRequest, call: Call) -> GetDeliveryResponse:
         if not request.WhichOneof("id"):
@@ -83,9 +87,14 @@ class ReplyService:
     async def RetryDelivery(self, request: RetryDeliveryRequest, call: Call) -> RetryDeliveryResponse:
         delivery = await self._outbox.get(request.delivery_id)
         self._connections.of(delivery.request.account)
-        if reopened := await self._outbox.reopen(delivery.id):
-            self._lanes.add(reopened)
+        reopened = await to_its_end(self._reopen(delivery))
         return RetryDeliveryResponse(state=(reopened or delivery).state)
+
+    async def _reopen(self, delivery: Delivery) -> Delivery | None:
+        reopened = await self._outbox.reopen(delivery.id)
+        if reopened:
+            self._lanes.add(reopened)
+        return reopened
 
     async def RecallDelivery(self, request: RecallDeliveryRequest, call: Call) -> RecallDeliveryResponse:
         delivery = await self._outbox.get(request.delivery_id)

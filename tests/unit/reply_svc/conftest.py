@@ -92,6 +92,12 @@ class Platform:
         """The words of it."""
         return [message["text"] for message in await self.shown(member)]
 
+    async def sent(self, *texts: str) -> None:
+        """Return once the member sees these words, and no others."""
+        async with asyncio.timeout(20):
+            while await self.texts() != list(texts):
+                await asyncio.sleep(0.01)
+
 
 @dataclass
 class Reply:

@@ -1,7 +1,10 @@
 """ReplyService as its callers see it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,6 +44,15 @@ HELLO = Content(text=Text(text="hello"))
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 200_000
 
 
+@contextmanager
+def busy(database: Path) -> Iterator[None]:
+    """Nobody else can write to it meanwhile."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
 async def test_what_is_accepted_is_delivered_once(reply: "Reply", platform: "Platform") -> None:
     """The member sees it; repeating the request gives the same answer and sends nothing."""
     first = await reply.deliver("r1", "你好")
@@ -48,6 +60,16 @@ async def test_what_is_accepted_is_delivered_once(reply: "Reply", platform: "Pla
     assert delivery.state == DELIVERY_STATE_DELIVERED
     assert (await reply.deliver("r1", "something else")).delivery_id == first.delivery_id
     assert await platform.texts() == ["你好"]
+
+
+async def test_what_was_stored_is_sent_although_the_caller_has_gone(
+    reply: "Reply", platform: "Platform", tmp_path: Path
+) -> None:
+    """It stopped waiting while the database was busy. Nobody repeats the request: it must not wait for a restart."""
+    request = DeliverReplyRequest(request_id="r1", account=WECOM, recipient=ZHANGSAN, content=[HELLO])
+    with busy(tmp_path / "reply.db"), pytest.raises(errors.DeadlineExceeded):
+        await reply.stub.DeliverReply(request, timeout=0.2)
+    await platform.sent("hello")
 
 
 async def test_a_delivery_tells_how_it_stands(reply: "Reply", platform: "Platform") -> None:
@@ -217,6 +239,18 @@ async def test_a_refused_delivery_is_dead_until_it_is_retried(reply: "Reply", pl
         delivered = await reply.when("r1", lambda delivery: delivery.state == DELIVERY_STATE_DELIVERED)
         assert delivered.last_error == ""
     assert await platform.texts() == ["hello"]
+
+
+async def test_a_retry_is_carried_out_although_the_operator_has_gone(
+    reply: "Reply", platform: "Platform", tmp_path: Path
+) -> None:
+    """As with a delivery that is accepted."""
+    await platform.faults(error_code=81013, error_calls=1, only="message/send")
+    accepted = await reply.deliver("r1", "hello")
+    assert (await reply.over("r1")).state == DELIVERY_STATE_DEAD
+    with busy(tmp_path / "reply.db"), pytest.raises(errors.DeadlineExceeded):
+        await reply.stub.RetryDelivery(RetryDeliveryRequest(delivery_id=accepted.delivery_id), timeout=0.2)
+    await platform.sent("hello")
 
 
 async def test_a_delivery_can_be_taken_back(reply: "Reply", platform: "Platform") -> None:

@@ -14,7 +14,7 @@ import asyncio
 import functools
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +79,8 @@ class Turn:
     """Callbacks that wait for the answer."""
     blocked: bool = False
     """An earlier turn of the conversation may be another gateway's."""
+    begun: bool = False
+    """It waits for no other turn any longer."""
     finished: "asyncio.Future[None] | None" = None
     """Done when the next turn of the conversation may begin."""
     repeated: bool = False
@@ -312,18 +314,18 @@ class Turns:
     # --- The turn ---------------------------------------------------------------------------------------
 
     def _queue(self, turn: Turn) -> None:
-        """Put a turn behind all others of its conversation."""
-        self._enter(turn, len(self._lanes.get(turn.lane, ())))
+        """Put a turn into its conversation: in the inbox's order, but behind what has begun.
 
-    def _take_over(self, turn: Turn) -> None:
-        """Put a turn that was another gateway's before those that came later: they may wait here for it already."""
-        lane = self._lanes.get(turn.lane, [])
-        self._enter(turn, next((place for place, one in enumerate(lane) if _seq(one) > _seq(turn)), len(lane)))
-
-    def _enter(self, turn: Turn, place: int) -> None:
+        So a turn waits for those whose messages came earlier, here and in other gateways, and for some that wait for
+        nobody: never in a circle.
+        """
         turn.finished = asyncio.get_running_loop().create_future()
         self._turns[turn.key] = turn
-        self._lanes.setdefault(turn.lane, []).insert(place, turn)
+        lane = self._lanes.setdefault(turn.lane, [])
+        place = len(lane)
+        while place and not lane[place - 1].begun and _seq(lane[place - 1]) > _seq(turn):
+            place -= 1
+        lane.insert(place, turn)
 
     def _leave(self, turn: Turn) -> None:
         lane = self._lanes.get(turn.lane, [])
@@ -347,6 +349,7 @@ class Turns:
             tracing.tracer.turn_begins(turn.key)
         try:
             await self._come_to(turn)
+            turn.begun = True
             conversation = await self._conversations.get(turn.lane)
             refused = None if self._gatekeeper is None else await self._refused(turn, conversation, self._gatekeeper)
             record, failure = refused or await self._think(turn, conversation)
@@ -476,7 +479,7 @@ class Turns:
         """Take up the turns of gateways that died, this one's former lives included. Raises StorageUnavailable."""
         rows = await self._inbox.recover()
         for row in rows:
-            self._resume(row, self._take_over)
+            self._resume(row)
         if rows:
             telemetry.warning("turns_recovered", count=len(rows))
 
@@ -484,10 +487,10 @@ class Turns:
         """Take up a message again that was given up or not confirmed. False if no such message has this name."""
         row = await self._inbox.reopen(key)
         if row is not None:
-            self._resume(row, self._queue)
+            self._resume(row)
         return row is not None
 
-    def _resume(self, row: Row, queue: Callable[[Turn], None]) -> None:
+    def _resume(self, row: Row) -> None:
         message = InboundMessage.FromString(row.body)
         codec = self._codecs.get((message.account.channel, message.account.name))
         if codec is None:
@@ -497,7 +500,7 @@ class Turns:
         if lost is not None:  # another gateway had taken it over and died: what we knew of it is out of date
             self._abandon(lost)
         turn = Turn(message, codec, time.monotonic(), row.key, row.lane, row.body, row, blocked=True)
-        queue(turn)
+        self._queue(turn)
         if row.state == InboxState.ACKNOWLEDGED:
             self._is_acknowledged(turn)
             turn.task = self._spawn(self._run(turn))

@@ -142,8 +142,30 @@ async def test_a_message_that_comes_back_to_another_gateway_still_waits_for_the_
         await broken
 
 
-async def test_a_message_that_comes_back_late_waits_for_those_that_went_on(house: "House", postgres_url: str) -> None:
-    """The conversation went on without it, so it comes last; nobody waits for it, and it waits for nobody for ever."""
+async def test_turns_of_two_gateways_never_wait_in_a_circle(house: "House", postgres_url: str) -> None:
+    """The third message, here, waits for the second, there, and that for the first, which comes back here at last."""
+    async with (
+        house.life(database=postgres_url, name="test:7000") as here,
+        house.life(database=postgres_url, name="test:7500") as there,
+    ):
+        first = InboundMessage(account=Account(channel="plain", name="default"), message_id="1")
+        first.conversation.id = first.sender.id = "zhang"
+        first.content.add().text.text = "first"
+        await here.inbox.admit(KEY, lane_of(first), first.SerializeToString(), InboxState.RECEIVED)
+        second = asyncio.create_task(there.say("second", number="2", budget_s=8.0))
+        await until(lambda: len(there.taking) == 1)
+        third = asyncio.create_task(here.say("third", number="3", budget_s=8.0))
+        await until(lambda: len(here.taking) == 1)
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(10):
+            assert await here.say("first", budget_s=8.0) is None
+            assert [await second, await third] == ["re: second", "re: third"]
+    assert house.reply.delivered == {KEY: ["re: first"]}
+    assert [request.message.message_id for request in house.engine.requests] == ["1", "2", "3"]
+
+
+async def test_a_message_that_comes_back_late_waits_for_what_has_begun(house: "House", postgres_url: str) -> None:
+    """The conversation went on without it. It comes before those that only wait, and waits for nobody for ever."""
     late_one = InboundMessage(account=Account(channel="plain", name="default"), message_id="1")
     late_one.conversation.id = late_one.sender.id = "zhang"
     late_one.content.add().text.text = "late"
@@ -158,4 +180,4 @@ async def test_a_message_that_comes_back_late_waits_for_those_that_went_on(house
             assert [await second, await third] == ["re: slow 0.5", "re: third"]
             await until(lambda: house.reply.delivered)
     assert house.reply.delivered == {KEY: ["re: late"]}
-    assert [request.message.message_id for request in house.engine.requests] == ["2", "3", "1"]
+    assert [request.message.message_id for request in house.engine.requests] == ["2", "1", "3"]

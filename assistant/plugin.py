@@ -268,10 +268,12 @@ class Sender(ABC):
         """Get an access token for the account's secret. PlatformMisconfigured means: do not ask again."""
 
     @abstractmethod
-    def render(self, delivery_id: str, recipient: Recipient, content: Iterable[Content]) -> list[bytes]:
+    def render(self, delivery_id: str, number: int, recipient: Recipient, content: Iterable[Content]) -> list[bytes]:
         """The requests that deliver this content, in order: split and merged to the platform's sizes.
 
-        The same arguments always give the same bytes, so that the platform can recognise a repeated request.
+        The same arguments always give the same bytes, so that the platform can recognise a repeated request; other
+        deliveries must give others. `delivery_id` is 20 characters of their own; `number` counts all deliveries,
+        for a platform that leaves less room than that.
         Raises PlatformRefused for content that the platform cannot be sent at all.
         """
 

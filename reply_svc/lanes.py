@@ -240,7 +240,8 @@ class _Lane:
 
     def _render(self, *deliveries: Delivery) -> list[bytes]:
         first = deliveries[0]
-        return self._connection.sender.render(first.id, first.request.recipient, _contents(deliveries))
+        recipient, content = first.request.recipient, _contents(deliveries)
+        return self._connection.sender.render(first.id, first.row.seq, recipient, content)
 
     async def _send(self, request: bytes) -> Receipt:
         began_at = perf_counter()

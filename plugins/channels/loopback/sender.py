@@ -36,7 +36,7 @@ class Sender(plugin.Sender):
         answer = await self._call("POST", "/token", {}, msgspec.json.encode({"secret": str(self._settings.secret)}))
         return AccessToken(answer["token"], float(answer["lifetime_s"]))
 
-    def render(self, delivery_id: str, recipient: Recipient, content: Iterable[Content]) -> list[bytes]:
+    def render(self, delivery_id: str, number: int, recipient: Recipient, content: Iterable[Content]) -> list[bytes]:
         """One request for all: the platform takes our content as it is, and `id` once."""
         request = {
             "id": delivery_id,

@@ -42,8 +42,8 @@ async def test_a_message_is_delivered_once(platform: SimulatedPlatform) -> None:
     ours = sender(platform)
     token = await ours.fetch_token()
     assert token.lifetime_s == 3600
-    [request] = ours.render("delivery-1", ALICE, HELLO)
-    assert [request] == ours.render("delivery-1", ALICE, HELLO)
+    [request] = ours.render("delivery-1", 1, ALICE, HELLO)
+    assert [request] == ours.render("delivery-1", 1, ALICE, HELLO)
     for _ in range(2):
         assert (await ours.send(request, token.value)).platform_message_id == "delivery-1"
     [message] = await platform.call("GET", "/messages")

@@ -205,6 +205,12 @@ class NotRecallable(AssistantError):
     code, http, reason = StatusCode.FAILED_PRECONDITION, 409, "NOT_RECALLABLE"
 
 
+class NotRetryable(AssistantError):
+    """The message is neither dead nor unconfirmed: nothing is to be tried again. Look how it stands."""
+
+    code, http, reason = StatusCode.FAILED_PRECONDITION, 409, "NOT_RETRYABLE"
+
+
 class NotOffered(AssistantError):
     """The platform of this channel offers no such thing. Do not retry."""
 

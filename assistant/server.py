@@ -51,7 +51,8 @@ class Server:
     """Serves servicers on one address, and on another its metrics and health over HTTP.
 
     `listen` is "host:port" (0: any free port) or "unix:/path". Once stopping, it answers what still arrives
-    for `drain_s`, and finishes what it began. With an `identity` it speaks mutual TLS, and only `callers` may call.
+    for `drain_s`, and has `grace_s` to finish what it began. With an `identity` it speaks mutual TLS, and only
+    `callers` may call.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Server:
         listen: Address | str,
         admin: Address | None = None,
         drain_s: float = 1.0,
+        grace_s: float = _GRACE_S,
         identity: Identity | None = None,
         callers: Callers = MappingProxyType({}),
     ) -> None:
@@ -73,6 +75,7 @@ class Server:
         self._listen = listen
         self._admin = admin
         self._drain_s = drain_s
+        self._grace_s = grace_s
         self._grpc: grpc.aio.Server
         self._http: ThreadingHTTPServer | None = None
 
@@ -89,8 +92,8 @@ class Server:
                 self.port = self._grpc.add_secure_port(self._listen, self._identity.server_credentials())
         except RuntimeError as error:
             raise InvalidSetting(
-                f"cannot listen on {self._listen}: is another process there? Stop it, set `listen` to another "
-                "address, or move all ports with AI_ASSISTANT_PORT_OFFSET"
+                f"cannot listen on {self._listen}: is another process there? Stop it, configure another "
+                "address here, or move all ports with AI_ASSISTANT_PORT_OFFSET"
             ) from error
         if self._admin is not None:
             checks = {"/healthz": lambda: self.health.serving(""), "/livez": self._loop_turns()}
@@ -114,7 +117,7 @@ class Server:
         await asyncio.sleep(self._drain_s)
         self._mux.close()
         self.health.close()
-        await self._grpc.stop(_GRACE_S)
+        await self._grpc.stop(self._grace_s)
         if self._http is not None:
             self._http.shutdown()
             self._http.server_close()

@@ -1,6 +1,7 @@
-"""The HTTP faces of the gateway: callbacks and health for the world, the inbox and metrics for operators.
+"""The HTTP faces of the gateway: callbacks and health for the world, metrics and profiles for operators.
 
-One Flask app on two addresses. What operators see is served on the admin address only.
+One Flask app on two addresses. What operators see is served on the admin address only. The inbox is no part of it:
+who reaches that address is asked for nothing. See `gateway.service`.
 """
 
 import asyncio
@@ -16,11 +17,9 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from assistant import plugin, profiling, tracing
 from assistant.api.message.v1.message_pb2 import Account
-from assistant.errors import AssistantError, UnknownMessage
 from assistant.plugin import Callback, Codec
 from assistant.settings import DEFAULT_ACCOUNT
-from gateway.held import error_answer, refusal
-from gateway.inbox import InboxState, describe
+from gateway.held import error_answer
 from gateway.loop import Answer, Deferred, Exchange, FlaskOnLoop, FutureExchange, Lane
 from gateway.runtime import Gateway
 from gateway.settings import Configuration
@@ -181,60 +180,6 @@ def profile(name: str) -> Response:
 async def _profile(path: str, query: str, peer: str) -> Answer:
     page = await asyncio.to_thread(profiling.page, path, query, peer)
     return Answer(page.body, page.content_type, page.status)
-
-
-@operators.get("/inbox")
-def list_inbox() -> Response:
-    """Messages, newest first: `?state=dead&limit=100&before=<seq>`."""
-    state, before = request.args.get("state"), request.args.get("before", type=int)
-    names = {known.name.lower(): known for known in InboxState}
-    if state is not None and state not in names:
-        abort(400, f"state is {state!r}: one of {', '.join(names)}")
-    limit = min(1_000, max(1, request.args.get("limit", 100, type=int)))
-    return _deferred_json(_list_inbox(_gateway(), [names[state]] if state else None, before, limit))
-
-
-async def _list_inbox(gateway: Gateway, states: list[InboxState] | None, before: int | None, limit: int) -> Any:
-    rows = await gateway.inbox.list(states, before, limit)
-    return {
-        "messages": [describe(row, with_content=False) for row in rows],
-        "before": rows[-1].seq if len(rows) == limit else None,
-    }
-
-
-@operators.get("/inbox/<path:key>")
-def show_message(key: str) -> Response:
-    """One message, with its words."""
-    return _deferred_json(_show_message(_gateway(), key))
-
-
-async def _show_message(gateway: Gateway, key: str) -> Any:
-    row = await gateway.inbox.get(key)
-    if row is None:
-        raise UnknownMessage(f"no message {key!r} in the inbox; its key is channel:account:message id")
-    return describe(row, with_content=True)
-
-
-@operators.post("/inbox/<path:key>/retry")
-def retry_message(key: str) -> Response:
-    """Take up again a message that was given up or not confirmed."""
-    return _deferred_json(_retry_message(_gateway(), key))
-
-
-async def _retry_message(gateway: Gateway, key: str) -> Any:
-    if not await gateway.turns.retry(key):
-        raise UnknownMessage(f"no message {key!r} is dead or unconfirmed")
-    return await _show_message(gateway, key)
-
-
-def _deferred_json(work: Coroutine[Any, Any, Any]) -> Response:
-    async def answer() -> Answer:
-        try:
-            return _json(await work)
-        except AssistantError as error:
-            return refusal(error)
-
-    return Deferred(answer())
 
 
 def _json(value: Any, status: int = 200) -> Answer:

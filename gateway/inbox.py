@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from assistant.api.message.v1.message_pb2 import InboundMessage
 from assistant.api.storage.v1.storage_pb2 import TurnRecord
@@ -162,31 +162,6 @@ class Inbox:
         """Age of the oldest message that waits for its answer, in seconds; 0 if none does."""
         oldest = await self._rows.oldest_open()
         return 0.0 if oldest is None else max(0.0, time.time() - oldest)
-
-
-def describe(row: Row, *, with_content: bool) -> dict[str, Any]:
-    """A message as operators see it. Its words are left out of lists."""
-    message = InboundMessage.FromString(row.body)
-    described: dict[str, Any] = {
-        "key": row.key,
-        "state": InboxState(row.state).name.lower(),
-        "channel": message.account.channel,
-        "account": message.account.name,
-        "conversation": message.conversation.id,
-        "sender": message.sender.id,
-        "kinds": [content.WhichOneof("kind") for content in message.content],
-        "received_at": row.created_at,
-        "updated_at": row.updated_at,
-        "attempts": row.attempts,
-        "error": row.error,
-    }
-    if with_content:
-        described["text"] = [content.text.text for content in message.content if content.HasField("text")]
-        if row.result:
-            record = TurnRecord.FromString(row.result)
-            described["answer"] = [content.text.text for content in record.content if content.HasField("text")]
-            described["path"] = record.path
-    return described
 
 
 async def _insisted(read: Callable[[], Awaitable[_Read]]) -> _Read:

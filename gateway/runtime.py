@@ -14,13 +14,15 @@ from prometheus_client import Gauge
 
 from assistant import garbage, telemetry, tracing
 from assistant.api.crypto.v1.crypto_pb2_grpc import CryptoServiceStub
+from assistant.api.inbox.v1.inbox_pb2 import DESCRIPTOR
 from assistant.api.message.v1.message_pb2 import Account
 from assistant.api.nlp.v1.nlp_pb2_grpc import NlpServiceStub
 from assistant.api.reply.v1.reply_pb2_grpc import ReplyServiceStub
 from assistant.api.skill.v1.skill_pb2_grpc import SkillServiceStub
 from assistant.client import connect
-from assistant.errors import AssistantError
+from assistant.errors import AssistantError, StorageUnavailable
 from assistant.journal import Journal
+from assistant.server import Server
 from gateway.conversations import Conversations
 from gateway.delivery import Delivery
 from gateway.directory import Directory
@@ -29,11 +31,15 @@ from gateway.health import Health
 from gateway.inbox import MIGRATIONS, Inbox, InboxState
 from gateway.intake import Intake
 from gateway.policy import Gatekeeper
+from gateway.service import InboxService
 from gateway.settings import Configuration
 from gateway.sources import Sources
 from gateway.turns import Turns
 
+_SERVICE = DESCRIPTOR.services_by_name["InboxService"]
+_OPERATORS_GRACE_S = 1.0
 _DRAIN_S = 8.0
+"""Together less than gunicorn gives a worker to end."""
 _RECOVER_EVERY_S = 1.0
 _COUNT_EVERY_S = 15.0
 _PURGE_EVERY_S = 60.0
@@ -91,6 +97,14 @@ class Gateway:
             [Account(channel=channel, name=name) for channel, name in self.codecs],
             self.inbox,
         )
+        self.operators = Server(
+            {_SERVICE: InboxService(self.inbox, self.turns)},
+            listen=settings.grpc,
+            drain_s=0.0,
+            grace_s=_OPERATORS_GRACE_S,
+            identity=configuration.identity,
+            callers={_SERVICE.full_name: settings.callers},
+        )
 
     @classmethod
     async def create(cls, configuration: Configuration) -> "Gateway":
@@ -99,6 +113,7 @@ class Gateway:
         gateway = cls(configuration, await Journal.open(configuration.gateway.database, MIGRATIONS))
         await gateway.inbox.open()
         await gateway.turns.recover()
+        await gateway.operators.start()
         gateway._background = [
             asyncio.create_task(gateway._every(_RECOVER_EVERY_S, gateway._take_over)),
             asyncio.create_task(gateway._every(_COUNT_EVERY_S, gateway._count)),
@@ -120,6 +135,7 @@ class Gateway:
         """Finish what is under way, write what is to be written, and stop."""
         for task in self._background:
             task.cancel()
+        await self.operators.stop()
         await self.turns.drain(_DRAIN_S)
         await self.inbox.close()
         for channel in self._channels:
@@ -138,7 +154,13 @@ class Gateway:
             await self.turns.recover()
 
     async def _count(self) -> None:
-        counts = await self.inbox.counts()
+        serving = partial(self.operators.health.set, _SERVICE.full_name)
+        try:
+            counts = await self.inbox.counts()
+        except StorageUnavailable:
+            serving(False)
+            raise
+        serving(True)
         for state in InboxState:
             _OPEN.labels(state.name.lower()).set(counts.get(state, 0))
         _OLDEST.set(await self.inbox.oldest_open_s())

@@ -24,9 +24,19 @@ class GatewaySettings(Settings, frozen=True, kw_only=True):
     listen: Annotated[Address, Meta(description="where Envoy reaches the gateway")] = msgspec.field(
         default_factory=lambda: Address(_local(ports.GATEWAY))
     )
-    admin: Annotated[Address, Meta(description="where metrics and the inbox are served to operators")] = msgspec.field(
+    admin: Annotated[Address, Meta(description="where metrics are served to operators")] = msgspec.field(
         default_factory=lambda: Address(_local(ports.GATEWAY + ports.ADMIN_OFFSET))
     )
+    grpc: Annotated[Address, Meta(description="where operators reach the inbox, by gRPC")] = msgspec.field(
+        default_factory=lambda: Address(_local(ports.GATEWAY_GRPC))
+    )
+    callers: Annotated[
+        str,
+        Meta(
+            description="who may see and retry messages by gRPC, by the names in their certificates; without `tls` "
+            "everybody may"
+        ),
+    ] = "operator, mesh"
     database: Annotated[str, Meta(description="where the inbox is kept: sqlite:///… or postgresql://…")] = (
         msgspec.field(default_factory=lambda: f"sqlite:///{home()}/data/gateway.db")
     )
@@ -86,7 +96,7 @@ class Configuration:
     accounts: Mapping[tuple[str, str], Settings]
     """The codec's settings of each account: (channel, account) -> settings."""
     identity: Identity | None = None
-    """What it shows to the services that it calls. None: plaintext."""
+    """What it shows to the services that it calls, and to operators. None: plaintext."""
     policies: Mapping[tuple[str, str], Policy] = field(default_factory=dict)
     """Who may use each account: (channel, account) -> policy."""
 

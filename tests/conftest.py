@@ -33,6 +33,7 @@ _SERVICES = (ports.GATEWAY, ports.CRYPTO, ports.NLP, ports.REPLY)
 _PORTS = (
     *_SERVICES,
     *(port + ports.ADMIN_OFFSET for port in _SERVICES),
+    ports.GATEWAY_GRPC,
     ports.SIMULATOR,
     ports.EDGE_HTTP,
     ports.EDGE_HTTPS,

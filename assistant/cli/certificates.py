@@ -34,7 +34,7 @@ def mesh_host(name: str) -> str:
 def hosts() -> dict[str, tuple[str, ...]]:
     """Who needs a certificate, and the host names in it. A process is called by none but its own."""
     own: dict[str, tuple[str, ...]] = {service.name: (tls.host(service.name),) for service in SERVICES}
-    behind = tuple(mesh_host(service.name) for service in SERVICES if service.name != "gateway")
+    behind = tuple(mesh_host(service.name) for service in SERVICES)
     return own | {OPERATOR: (), MESH: (*behind, *_HERE), EDGE: _HERE}
 
 

@@ -78,11 +78,11 @@ def recall(delivery_id: str) -> None:
 def call(ask: Callable[["ReplyServiceAsyncStub"], Awaitable[Answer]]) -> Answer:
     """Ask the running reply_svc. Raises ServiceUnavailable and what it answers."""
     configuration = Configuration.load()
-    listen, _ = addresses(service("reply_svc"), configuration)
+    target = reachable(addresses(service("reply_svc"), configuration).grpc)
     operator = tls.identity(configuration.source, "operator")
 
     async def asked() -> Answer:
-        async with connect(reachable(listen), multiplex=False, identity=operator, server="reply_svc") as channel:
+        async with connect(target, multiplex=False, identity=operator, server="reply_svc") as channel:
             return await ask(ReplyServiceStub(channel))
 
     return asyncio.run(asked())

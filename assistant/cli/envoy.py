@@ -96,7 +96,7 @@ class Mesh:
     certificates: Path
     """The folder with a folder for each process."""
     services: Mapping[str, Address]
-    """Where each service listens, by the name of its process."""
+    """Where each service takes calls by gRPC, by the name of its process."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _mesh(folder: Path, settings: EdgeSettings, mesh: Mesh) -> tuple[str, str]:
             "service.yaml",
             {
                 **secrets,
-                "name": name,
+                "name": "inbox" if name == "gateway" else name,  # the cluster `gateway` is where callbacks go
                 "host": reachable(address).host,
                 "port": address.port,
                 "server": tls.host(name),

@@ -236,8 +236,8 @@ def _keyring(channel: str, account: str) -> Keyring:
     configuration = with_simulation(Configuration.load())
     if account not in configuration.accounts().get(channel, []):
         raise UnknownAccount(f"{channel}/{account} is not configured: {ourselves()} config list")
-    listen, _ = addresses(service("crypto_svc"), configuration)
-    return Keyring(reachable(listen), tls.identity(configuration.source, "operator"), channel, account)
+    target = reachable(addresses(service("crypto_svc"), configuration).grpc)
+    return Keyring(target, tls.identity(configuration.source, "operator"), channel, account)
 
 
 def _agreed(rotating: Rotation) -> bool:

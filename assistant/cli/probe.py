@@ -153,7 +153,7 @@ class Conversation:
         """
         from assistant.api.reply.v1 import reply_pb2
         from assistant.cli.deliveries import call
-        from assistant.cli.inbox import message
+        from assistant.cli.inbox import state_and_error
 
         request = reply_pb2.GetDeliveryRequest(request_id=key)
 
@@ -162,10 +162,9 @@ class Conversation:
                 try:
                     found = await stub.GetDelivery(request, timeout=_TIMEOUT_S)
                 except UnknownDelivery:
-                    if (taken := message(key))["state"] == "dead":
-                        raise Internal(
-                            f"the gateway gave up: {taken['error']}. See {ourselves()} logs gateway"
-                        ) from None
+                    state, error = await state_and_error(key)
+                    if state == "dead":
+                        raise Internal(f"the gateway gave up: {error}. See {ourselves()} logs gateway") from None
                     if time.monotonic() > deadline:
                         raise DeadlineExceeded(f"not answered in time: {ourselves()} inbox show {key}") from None
                     await asyncio.sleep(_POLL_S)

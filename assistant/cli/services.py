@@ -19,6 +19,8 @@ class Service:
     """The parts of an account's settings that it is given, and no others: the facet of channels that it loads."""
     shared: tuple[str, ...] = ()
     """What it is given besides its own section: whole sections, or `section.key`."""
+    grpc_port: int | None = None
+    """Where it takes calls by gRPC by default, unmoved. None: where it listens."""
     schema: str = ""
     """Where the migrations of its database are declared. Empty: it has none."""
 
@@ -33,6 +35,7 @@ SERVICES = (
         ports.GATEWAY,
         parts=("codec", "policy"),
         shared=("nlp.target", "nlp.plaintext", "skills.target"),
+        grpc_port=ports.GATEWAY_GRPC,
         schema="gateway.inbox:MIGRATIONS",
     ),
 )

@@ -15,6 +15,7 @@ MESH = {
     "crypto.mesh": "assistant.api.crypto.v1.CryptoService",
     "nlp.mesh": "assistant.api.nlp.v1.NlpService",
     "reply.mesh": "assistant.api.reply.v1.ReplyService",
+    "gateway.mesh": "assistant.api.inbox.v1.InboxService",
 }
 
 

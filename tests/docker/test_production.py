@@ -37,6 +37,7 @@ SERVICES = {
     "crypto.mesh": (CRYPTO, "ListKeys", {"account": ACCOUNT}),
     "nlp.mesh": ("assistant.api.nlp.v1.NlpService", "DescribeModel", {}),
     "reply.mesh": ("assistant.api.reply.v1.ReplyService", "CheckAccount", {"account": ACCOUNT}),
+    "gateway.mesh": ("assistant.api.inbox.v1.InboxService", "ListMessages", {}),
 }
 
 
@@ -143,7 +144,7 @@ def test_the_mesh_listener_knows_who_is_well(company: Company) -> None:
     with company.stack.without("crypto-svc-1"):
         answers = [company.asks("crypto.mesh", request, f"{CRYPTO}/ListKeys") for _ in range(10)]
     assert {answer.returncode for answer in answers} == {0}
-    company.stack.until(lambda: _healthy_replicas(company) == 6)
+    company.stack.until(lambda: _healthy_replicas(company) == 8)
 
 
 def test_nobody_but_an_operator_gets_in(company: Company, tmp_path: Path) -> None:
@@ -255,10 +256,11 @@ async def test_no_message_is_lost_while_keys_are_rotated(company: Company) -> No
 
 
 def _healthy_replicas(company: Company) -> int:
-    """Of the three services, as the mesh listener's Envoy knows them."""
+    """Of the four services, as the mesh listener's Envoy knows them."""
     question = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9901/clusters').read().decode())"
     lines = company.stack.inside("mesh", "python", "-S", "-c", question).splitlines()
-    return sum(line.endswith("::health_flags::healthy") and "_svc::" in line for line in lines)
+    services = ("crypto_svc::", "nlp_svc::", "reply_svc::", "inbox::")
+    return sum(line.endswith("::health_flags::healthy") and line.startswith(services) for line in lines)
 
 
 def _long_lived(company: Company) -> list[str]:

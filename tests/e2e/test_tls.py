@@ -21,6 +21,7 @@ SERVICES = {
     "crypto.mesh": ("assistant.api.crypto.v1.CryptoService", "ListKeys"),
     "nlp.mesh": ("assistant.api.nlp.v1.NlpService", "DescribeModel"),
     "reply.mesh": ("assistant.api.reply.v1.ReplyService", "ListDeliveries"),
+    "gateway.mesh": ("assistant.api.inbox.v1.InboxService", "ListMessages"),
 }
 ACCOUNT = json.dumps({"account": {"channel": "wecom", "name": "default"}})
 
@@ -80,7 +81,7 @@ def test_the_mesh_listener_knows_who_is_well(production: Any) -> None:
             lines = answer.read().decode().splitlines()
         return {line.partition("::")[0] for line in lines if line.endswith("::health_flags::healthy")}
 
-    production.until(lambda: {"crypto_svc", "nlp_svc", "reply_svc"} <= healthy())
+    production.until(lambda: {"crypto_svc", "nlp_svc", "reply_svc", "inbox"} <= healthy())
 
 
 @pytest.mark.parametrize("name", ["gateway", "nlp_svc", "edge"])

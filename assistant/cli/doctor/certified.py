@@ -106,7 +106,7 @@ async def of_processes(facts: Facts) -> AsyncIterator[Finding]:
     """Those with which the processes know each other."""
     root = facts.settings(TlsSettings, "tls").certificates
     if root is None:
-        listening = [replica.listen.host for replicas in facts.replicas.values() for replica in replicas]
+        listening = [replica.grpc.host for replicas in facts.replicas.values() for replica in replicas]
         if all(host in ("127.0.0.1", "::1", "localhost") for host in listening):
             yield ok("certificate.mesh", Text("Services speak plaintext on loopback", "服务间在本机回环上以明文通信"))
         else:

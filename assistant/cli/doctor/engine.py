@@ -25,8 +25,7 @@ async def model(facts: Facts) -> AsyncIterator[Finding]:
     """What DescribeModel says, wherever `nlp.target` leads."""
     if not facts.up:
         return
-    listen, _ = plan.addresses(service("nlp_svc"), facts.given)
-    target = facts.settings(_Target, "nlp").target or reachable(listen)
+    target = facts.settings(_Target, "nlp").target or reachable(plan.addresses(service("nlp_svc"), facts.given).grpc)
     try:
         async with facts.connect(target, "nlp_svc") as channel:
             described = await NlpServiceStub(channel).DescribeModel(DescribeModelRequest(), timeout=PATIENCE_S)

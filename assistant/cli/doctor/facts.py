@@ -67,7 +67,7 @@ class Replica:
     """One process of a service, at one address."""
 
     service: Service
-    listen: Address
+    grpc: Address
     admin: Address
     healthy: bool
     """Whether it says that it is, on its address for operators."""
@@ -251,17 +251,18 @@ async def _ask_health(edge: Address) -> Mapping[str, Any] | None:
 async def _replicas(facts: Facts, service: Service) -> list[Replica]:
     """Every address that the service's name stands for."""
     try:
-        listen, admin = (reachable(address) for address in plan.addresses(service, facts.given))
+        listening = plan.addresses(service, facts.given)
+        grpc, admin = reachable(listening.grpc), reachable(listening.admin)
     except InvalidSetting as error:  # told where settings are looked at
         nowhere = Address(f"127.0.0.1:{ports.moved(service.port)}")
         return [Replica(service, nowhere, nowhere, healthy=False, failure=error.message)]
     try:
         hosts = await in_thread(lambda: _resolve(admin.host))
     except (OSError, TimeoutError):
-        return [Replica(service, listen, admin, healthy=False, failure=f"{admin.host} is not a known name")]
-    together = admin.host == listen.host
+        return [Replica(service, grpc, admin, healthy=False, failure=f"{admin.host} is not a known name")]
+    together = admin.host == grpc.host
     found = await asyncio.gather(
-        *(_replica(service, _at(host, listen) if together else listen, _at(host, admin)) for host in hosts)
+        *(_replica(service, _at(host, grpc) if together else grpc, _at(host, admin)) for host in hosts)
     )
     return _distinct(found)
 
@@ -280,18 +281,18 @@ def _distinct(found: Sequence[Replica]) -> list[Replica]:
     return [*answering.values(), *silent] or list(found[:1])
 
 
-async def _replica(service: Service, listen: Address, admin: Address) -> Replica:
+async def _replica(service: Service, grpc: Address, admin: Address) -> Replica:
     try:
         health, metrics = await asyncio.gather(
             in_thread(lambda: fetch(admin, "/healthz")), in_thread(lambda: fetch(admin, "/metrics"))
         )
         measured = Metrics.parse(metrics[1].decode())
     except TimeoutError:
-        return Replica(service, listen, admin, healthy=False, failure=_SILENT)
+        return Replica(service, grpc, admin, healthy=False, failure=_SILENT)
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        return Replica(service, listen, admin, healthy=False, failure=reason)
-    return Replica(service, listen, admin, healthy=health[0] == http.client.OK, metrics=measured)
+        return Replica(service, grpc, admin, healthy=False, failure=reason)
+    return Replica(service, grpc, admin, healthy=health[0] == http.client.OK, metrics=measured)
 
 
 def _resolve(host: str) -> list[str]:

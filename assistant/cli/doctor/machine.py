@@ -142,7 +142,7 @@ async def keys(facts: Facts) -> AsyncIterator[Finding]:
             )
             yield skipped("keys.age", title)
         return
-    async with facts.connect(replica.listen, "crypto_svc") as channel:
+    async with facts.connect(replica.grpc, "crypto_svc") as channel:
         for name, account in facts.accounts():
             section = account_section(name, account)
             try:

@@ -1,13 +1,14 @@
 """Messages and answers that wait, or were given up."""
 
-import json
 from collections import Counter
 from collections.abc import AsyncIterator, Sized
 
 from assistant import plugin
+from assistant.api.inbox.v1.inbox_pb2 import MESSAGE_STATE_DEAD, ListMessagesRequest
+from assistant.api.inbox.v1.inbox_pb2_grpc import InboxServiceStub
 from assistant.api.reply.v1.reply_pb2 import DELIVERY_STATE_DEAD, ListDeliveriesRequest
 from assistant.cli.configuration import account_section
-from assistant.cli.doctor.facts import PATIENCE_S, Facts, fetch, in_thread
+from assistant.cli.doctor.facts import PATIENCE_S, Facts
 from assistant.cli.doctor.platforms import ask
 from assistant.errors import AssistantError
 from assistant.findings import Finding, Remedy, Text, ok, problem, same, skipped, warning
@@ -29,18 +30,25 @@ async def inbox(facts: Facts) -> AsyncIterator[Finding]:
             )
             yield skipped("messages.inbox", title)
         return
-    _, body = await in_thread(lambda: fetch(gateway.admin, f"/inbox?state=dead&limit={_LOOKED_AT}"), PATIENCE_S)
-    dead = json.loads(body).get("messages", [])
+    try:
+        async with facts.connect(gateway.grpc, "gateway") as channel:
+            request = ListMessagesRequest(state=MESSAGE_STATE_DEAD, page_size=_LOOKED_AT)
+            answer = await InboxServiceStub(channel).ListMessages(request, timeout=PATIENCE_S)
+    except AssistantError as error:
+        title = Text(f"The inbox was not looked at: {error.message}", f"未检查收件箱：{error.message}")
+        yield skipped("messages.inbox", title)
+        return
+    dead = list(answer.messages)
     waits_s = _oldest_s(facts, "gateway", "assistant_inbox_oldest_seconds")
     if dead:
-        reasons = Counter(str(row["error"]) for row in dead)
+        reasons = Counter(message.error for message in dead)
         yield warning(
             "messages.inbox",
             Text(f"{_count(dead)} messages were given up", f"有 {_count(dead)} 条消息被放弃处理"),
             Remedy(
                 Text("Their members got an apology, or nothing.", "相应成员只收到致歉，或没有收到答复。"),
                 Text("When the cause is mended, try each again", "原因解决后，逐条重试"),
-                f"ai-assistant-cli inbox retry {dead[0]['key']}",
+                f"ai-assistant-cli inbox retry {dead[0].key}",
             ),
             detail=same("; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(3))),
         )

@@ -86,8 +86,7 @@ async def ports(facts: Facts) -> AsyncIterator[Finding]:
 def _taken(facts: Facts) -> Iterator[Finding]:
     wanted = {"edge.http": facts.edge.http, "edge.https": facts.edge.https, "edge.admin": facts.edge.admin}
     for service in SERVICES:
-        listen, admin = plan.addresses(service, facts.given)
-        wanted |= {f"{service.section}.listen": listen, f"{service.section}.admin": admin}
+        wanted |= plan.addresses(service, facts.given).by_setting(service.section)
     busy = {name: address for name, address in wanted.items() if not is_free(address)}
     for name, address in busy.items():
         who = occupant(address.port)
@@ -193,8 +192,8 @@ async def _service(facts: Facts, service: Service) -> list[Finding]:
     for replica in reached:
         if not replica.healthy:
             wrong.append(_fails(service, Text("says that it cannot serve", "自报无法提供服务"), replica.admin))
-        elif service.name != "gateway" and (said := await _calls(facts, replica)):
-            wrong.append(_fails(service, Text(f"takes no calls: {said}", f"无法调用：{said}"), replica.listen))
+        elif said := await _calls(facts, replica):
+            wrong.append(_fails(service, Text(f"takes no calls: {said}", f"无法调用：{said}"), replica.grpc))
     if wrong:
         return wrong
     count = len(reached)
@@ -209,7 +208,7 @@ async def _calls(facts: Facts, replica: Replica) -> str:
     """Why a call of it fails, over gRPC as its callers speak it. Empty: it does not."""
     if facts.uncertified:  # told where certificates are looked at
         return ""
-    async with facts.connect(replica.listen, replica.service.name) as channel:
+    async with facts.connect(replica.grpc, replica.service.name) as channel:
         try:
             stub: HealthStub = HealthStub(channel)
             answer: HealthCheckResponse = await stub.Check(HealthCheckRequest(), timeout=PATIENCE_S)  # type: ignore[attr-defined]

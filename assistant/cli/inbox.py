@@ -84,7 +84,7 @@ async def _ask(ask: Callable[["InboxServiceAsyncStub"], Awaitable[Answer]]) -> A
         try:
             return await ask(InboxServiceStub(channel))
         except ServiceUnavailable as error:
-            said = f"the gateway does not answer at {target}: {error.message}"
+            said = f"the gateway does not answer: {error.message}"
             raise ServiceUnavailable(f"{said}. Is it up? {ourselves()} up") from None
 
 

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -37,6 +38,28 @@ def test_ping_is_answered(healthy_mesh: Any) -> None:
     assert row["state"] == "answered"
     shown = json.loads(healthy_mesh.cli("inbox", "show", row["key"]).stdout)
     assert (shown["text"], shown["answer"]) == (["ping"], ["pong"])
+
+
+@pytest.mark.parametrize("port", [ports.GATEWAY, ports.GATEWAY + ports.ADMIN_OFFSET])
+def test_the_inbox_is_on_no_address_for_http(healthy_mesh: Any, port: int) -> None:
+    """Who reaches the gateway by HTTP reads no member's words and retries nothing, whatever it asks for."""
+    words = "只有运维人员才能看到"
+    told = json.loads(healthy_mesh.cli("test", "wecom", "--message", words).stdout)
+    key = f"wecom:default:{told['message_id']}"
+    assert json.loads(healthy_mesh.cli("inbox", "show", key).stdout)["text"] == [words]
+    for method, path in (
+        ("GET", "/inbox"),
+        ("GET", "/inbox?state=answered"),
+        ("GET", f"/inbox/{key}"),
+        ("GET", f"/inbox/{quote(key, safe='')}"),
+        ("POST", f"/inbox/{key}/retry"),
+        ("POST", "/assistant.api.inbox.v1.InboxService/ListMessages"),
+    ):
+        request = urllib.request.Request(f"http://127.0.0.1:{healthy_mesh.offset + port}{path}", method=method)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request)
+        assert refused.value.code == 404, path
+        assert words not in refused.value.read().decode()
 
 
 def test_health_tells_of_the_platform(healthy_mesh: Any) -> None:

@@ -114,6 +114,58 @@ def test_a_service_of_the_mesh_may_not_call_every_other(production: Any) -> None
         assert "CALLER_NOT_PERMITTED" in answer.stderr
 
 
+def ask_gateway(mesh: Any, method: str, name: str, request: str = "{}") -> subprocess.CompletedProcess[str]:
+    """Call a method of the inbox directly, with the certificate of this process."""
+    return grpcurl(
+        mesh,
+        "-d",
+        request,
+        f"assistant.api.inbox.v1.InboxService/{method}",
+        identity=mesh.home / "certificates" / name,
+        authority="gateway",
+        port=ports.GATEWAY_GRPC,
+    )
+
+
+def test_the_inbox_is_for_operators(production: Any, tmp_path: Path) -> None:
+    """Members' words are shown to the operator's certificate, and to no service, stranger or plaintext."""
+    told = json.loads(production.cli("test", "wecom", "--message", "ping").stdout)
+    key = json.dumps({"key": f"wecom:default:{told['message_id']}"})
+    shown = ask_gateway(production, "GetMessage", "operator", key)
+    assert json.loads(shown.stdout)["message"]["content"] == [{"text": {"text": "ping"}}]
+    for name in ("gateway", "crypto_svc", "nlp_svc", "reply_svc", "edge"):
+        for method, request in (("ListMessages", "{}"), ("GetMessage", key), ("RetryMessage", key)):
+            refused = ask_gateway(production, method, name, request)
+            assert "CALLER_NOT_PERMITTED" in refused.stderr, (name, method)
+            assert "ping" not in refused.stdout + refused.stderr
+    production.cli("certificates", "make", "--folder", str(tmp_path))
+    for identity in (tmp_path / "operator", tmp_path / "nobody"):
+        assert grpcurl(production, "list", identity=identity, authority="gateway", port=ports.GATEWAY_GRPC).returncode
+    address = f"127.0.0.1:{production.offset + ports.GATEWAY_GRPC}"
+    plaintext = [str(GRPCURL), "-plaintext", "-connect-timeout", "3", address, "list"]
+    assert subprocess.run(plaintext, capture_output=True, timeout=30, check=False).returncode
+
+
+def test_operators_look_into_the_inbox(production: Any) -> None:
+    """`ai-assistant-cli inbox` shows the operator's certificate; without it, it says what is missing."""
+    told = json.loads(production.cli("test", "wecom", "--message", "ping").stdout)
+    key = f"wecom:default:{told['message_id']}"
+    assert key in production.cli("inbox", "list").stdout
+    assert json.loads(production.cli("inbox", "show", key).stdout)["text"] == ["ping"]
+    production.until(lambda: '"answered"' in production.cli("inbox", "show", key).stdout)
+    refused = production.cli("inbox", "retry", key, check=False)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "answered: only a dead or unconfirmed message is tried again" in refused.stderr
+    certificates = production.home / "certificates"
+    (certificates / "operator").rename(certificates / "away")
+    try:
+        refused = production.cli("inbox", "list", check=False)
+        assert refused.returncode == 1
+        assert "certificates make" in refused.stderr
+    finally:
+        (certificates / "away").rename(certificates / "operator")
+
+
 def test_http_is_sent_to_https(production: Any) -> None:
     """HTTP answers health; whatever else comes is sent on, with its path and query."""
 

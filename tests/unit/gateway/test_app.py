@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import uvicorn
@@ -152,6 +152,7 @@ def _settings(kind: type[Settings], credentials: Mapping[str, Any]) -> Any:
 def _app(folder: Path, accounts: Mapping[tuple[str, str], Any], policy: Policy, *, past: bool) -> FlaskOnLoop:
     settings = GatewaySettings(
         listen=Address("127.0.0.1:7000"),
+        grpc=cast("Address", f"unix:{folder}/grpc-{past}"),
         database=f"sqlite:///{folder}/gateway-{past}.db",
         crypto_target=f"unix:{folder}/crypto",
         reply_target=f"unix:{folder}/reply",

@@ -132,7 +132,7 @@ def test_the_inbox_is_for_operators(production: Any, tmp_path: Path) -> None:
     told = json.loads(production.cli("test", "wecom", "--message", "ping").stdout)
     key = json.dumps({"key": f"wecom:default:{told['message_id']}"})
     shown = ask_gateway(production, "GetMessage", "operator", key)
-    assert json.loads(shown.stdout)["message"]["content"] == [{"text": {"text": "ping"}}]
+    assert json.loads(shown.stdout)["message"]["content"][0]["text"]["text"] == "ping"
     for name in ("gateway", "crypto_svc", "nlp_svc", "reply_svc", "edge"):
         for method, request in (("ListMessages", "{}"), ("GetMessage", key), ("RetryMessage", key)):
             refused = ask_gateway(production, method, name, request)

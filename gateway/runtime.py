@@ -150,17 +150,18 @@ class Gateway:
                 await job()
 
     async def _take_over(self) -> None:
-        if self.inbox.shared:
-            await self.turns.recover()
-
-    async def _count(self) -> None:
+        if not self.inbox.shared:
+            return
         serving = partial(self.operators.health.set, _SERVICE.full_name)
         try:
-            counts = await self.inbox.counts()
+            await self.turns.recover()
         except StorageUnavailable:
             serving(False)
             raise
         serving(True)
+
+    async def _count(self) -> None:
+        counts = await self.inbox.counts()
         for state in InboxState:
             _OPEN.labels(state.name.lower()).set(counts.get(state, 0))
         _OLDEST.set(await self.inbox.oldest_open_s())

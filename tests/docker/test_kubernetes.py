@@ -117,7 +117,7 @@ class Cluster:
         return docker("exec", f"{self.name}-{name}", *command, check=check)
 
     def forwarded(self, name: str, *command: str) -> str:
-        """The output of an operator's command that finds a pod's ports on its own loopback, as when they are forwarded."""
+        """The output of an operator's command to whom all ports of a pod are forwarded."""
         given = ("--volume", f"{self.folder}/certificates/operator:/certificates/operator:ro", "--user", "0")
         variables = ("--env", "AI_ASSISTANT_TLS_CERTIFICATES=/certificates")
         network = ("--network", f"container:{self.name}-{name}")

@@ -2,12 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import psycopg
 import pytest
 
 from assistant.api.message.v1.message_pb2 import (
@@ -40,6 +41,8 @@ from gateway.held import HeldCallback
 from gateway.inbox import MIGRATIONS, Inbox
 from gateway.policy import Gatekeeper
 from gateway.turns import Turns
+
+Away = Callable[[], AbstractContextManager[None]]
 
 
 class PlainCodec(Codec):
@@ -308,3 +311,19 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         for server in servers:
             await stack.enter_async_context(server)
         yield house
+
+
+@pytest.fixture
+def away(postgres_server: str, postgres_url: str) -> Away:
+    """`with away():` meanwhile nobody is let into the database, and all who were in it are out."""
+    name = postgres_url.rpartition("/test_")[2].partition("?")[0]
+
+    @contextmanager
+    def meanwhile() -> Iterator[None]:
+        with psycopg.connect(postgres_server, autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE test_{name} ALLOW_CONNECTIONS false")
+            connection.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'test_{name}'")
+            yield
+            connection.execute(f"ALTER DATABASE test_{name} ALLOW_CONNECTIONS true")
+
+    return meanwhile

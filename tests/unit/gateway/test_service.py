@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from assistant.api.inbox.v1 import inbox_pb2
 from assistant.api.inbox.v1.inbox_pb2 import (
@@ -24,10 +26,13 @@ from assistant.api.inbox.v1.inbox_pb2_grpc import InboxServiceStub
 from assistant.client import connect
 from assistant.errors import EngineUnavailable, InvalidRequest, NotRetryable, UnknownMessage
 from assistant.server import Server
+from assistant.settings import Address
+from gateway.runtime import Gateway
 from gateway.service import InboxService
+from gateway.settings import Configuration, GatewaySettings, NlpSettings, SkillsSettings
 
 if TYPE_CHECKING:
-    from conftest import House, Life
+    from conftest import Away, House, Life
 
 SERVICE = inbox_pb2.DESCRIPTOR.services_by_name["InboxService"]
 KEY = "plain:default:1"
@@ -154,3 +159,21 @@ async def test_any_gateway_answers_for_all(house: "House", postgres_url: str) ->
         async with operator(house, first, "others") as other:
             assert await until(other, MESSAGE_STATE_ANSWERED)
     assert house.reply.delivered == {KEY: ["re: fail please"]}
+
+
+async def test_a_gateway_says_whether_its_inbox_can_be_asked(house: "House", postgres_url: str, away: "Away") -> None:
+    """While the database is away, it does not serve; a watch of that does not hold up its end."""
+    where = f"unix:{house.folder}/grpc"
+    settings = GatewaySettings(database=postgres_url, grpc=cast("Address", where))
+    gateway = await Gateway.create(Configuration(settings, NlpSettings(), SkillsSettings(), accounts={}))
+    async with connect(where) as channel:
+        request = HealthCheckRequest(service=SERVICE.full_name)
+        states = cast("Any", HealthStub(channel)).Watch(request, timeout=60).__aiter__()
+        assert (await anext(states)).status == HealthCheckResponse.SERVING
+        assert not (await InboxServiceStub(channel).ListMessages(ListMessagesRequest(), timeout=5)).messages
+        with away():
+            assert (await anext(states)).status == HealthCheckResponse.NOT_SERVING
+        assert (await anext(states)).status == HealthCheckResponse.SERVING
+        async with asyncio.timeout(10):
+            await gateway.close()
+        assert [state.status async for state in states] == [HealthCheckResponse.NOT_SERVING]

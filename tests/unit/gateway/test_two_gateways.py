@@ -1,17 +1,14 @@
 """Two gateways on one database: a callback may come back to either of them."""
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-import psycopg
 
 from assistant.api.message.v1.message_pb2 import Account, InboundMessage
 from gateway.inbox import InboxState, lane_of
 
 if TYPE_CHECKING:
-    from conftest import House
+    from conftest import Away, House
 
 KEY = "plain:default:1"
 THINKS = "slow 0.8"
@@ -63,9 +60,7 @@ async def test_what_another_gateway_acknowledged_is_answered_when_it_died(house:
     assert house.reply.delivered == {KEY: [f"re: {THINKS}"]}
 
 
-async def test_a_turn_waits_for_a_database_that_is_away(
-    house: "House", postgres_server: str, postgres_url: str
-) -> None:
+async def test_a_turn_waits_for_a_database_that_is_away(house: "House", postgres_url: str, away: "Away") -> None:
     """A message that is accepted and has not begun when the database goes is answered when it is back."""
     async with house.life(database=postgres_url) as gateway:
         first = asyncio.create_task(gateway.say(THINKS))
@@ -74,22 +69,11 @@ async def test_a_turn_waits_for_a_database_that_is_away(
         async with asyncio.timeout(10):
             while await gateway.inbox.get("plain:default:2") is None:
                 await asyncio.sleep(0.01)
-        with away(postgres_server, postgres_url):
+        with away():
             assert await first == f"re: {THINKS}"
             await asyncio.sleep(0.5)  # so long the second one has nothing to begin with
             assert len(house.engine.requests) == 1
         assert await second == "re: next"
-
-
-@contextlib.contextmanager
-def away(server: str, url: str) -> Iterator[None]:
-    """Meanwhile nobody is let into a database, and all who were in it are out."""
-    name = url.rpartition("/test_")[2].partition("?")[0]
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"ALTER DATABASE test_{name} ALLOW_CONNECTIONS false")
-        connection.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'test_{name}'")
-        yield
-        connection.execute(f"ALTER DATABASE test_{name} ALLOW_CONNECTIONS true")
 
 
 async def test_what_is_taken_over_comes_before_what_waited_for_it(house: "House", postgres_url: str) -> None:

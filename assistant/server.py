@@ -92,8 +92,8 @@ class Server:
                 self.port = self._grpc.add_secure_port(self._listen, self._identity.server_credentials())
         except RuntimeError as error:
             raise InvalidSetting(
-                f"cannot listen on {self._listen}: is another process there? Stop it, configure another "
-                "address here, or move all ports with AI_ASSISTANT_PORT_OFFSET"
+                f"cannot listen on {self._listen}: is another process there? Stop it, set `listen` (of the gateway "
+                "`grpc`) to another address, or move all ports with AI_ASSISTANT_PORT_OFFSET"
             ) from error
         if self._admin is not None:
             checks = {"/healthz": lambda: self.health.serving(""), "/livez": self._loop_turns()}

@@ -24,7 +24,7 @@ from assistant.api.message.v1.message_pb2 import InboundMessage
 from assistant.api.storage.v1 import storage_pb2
 from assistant.errors import InvalidRequest, NotRetryable, UnknownMessage
 from assistant.journal import Row
-from assistant.server import Call
+from assistant.server import Call, to_its_end
 from gateway.inbox import Inbox, InboxState
 from gateway.turns import Turns
 
@@ -67,7 +67,7 @@ class InboxService:
 
     async def RetryMessage(self, request: RetryMessageRequest, call: Call) -> RetryMessageResponse:
         row = await self._row(request.key)
-        if not await self._turns.retry(row.key):
+        if not await to_its_end(self._turns.retry(row.key)):
             state = InboxState(row.state).name.lower()
             raise NotRetryable(f"{row.key} is {state}: only a dead or unconfirmed message is tried again")
         return RetryMessageResponse(message=_with_words(await self._row(row.key)))

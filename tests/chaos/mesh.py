@@ -31,8 +31,17 @@ _CALLED = {"crypto_svc": ports.CRYPTO, "nlp_svc": ports.NLP, "reply_svc": ports.
 class Mesh:
     """Two replicas share databases, and each other's callers; there is one Envoy."""
 
-    def __init__(self, home: Path, offset: int, databases: Mapping[str, str], *, cuttable: bool, jumping: bool) -> None:
-        """`databases`: URLs for the sections gateway, nlp and reply; none: one replica on SQLite.
+    def __init__(
+        self,
+        home: Path,
+        offset: int,
+        databases: Mapping[str, str],
+        *,
+        replicas: int = 1,
+        cuttable: bool = False,
+        jumping: bool = False,
+    ) -> None:
+        """`databases`: URLs for the sections gateway, nlp and reply; none: SQLite, which serves one replica.
 
         `cuttable`: calls of the gateway go through `proxies`, where they can be cut. `jumping`: its
         processes read the time through libfaketime, if that is installed; `clock` says by how much it is wrong.
@@ -40,7 +49,7 @@ class Mesh:
         self.home = home
         self.callback_url = f"http://127.0.0.1:{ports.EDGE_HTTP + offset}/wecom"
         self._databases = databases
-        self._offsets = [offset, offset + REPLICA_STEP] if databases else [offset]
+        self._offsets = [offset + number * REPLICA_STEP for number in range(replicas)]
         self.proxies = (
             [Proxy(port + offset) for port in _CALLED.values() for offset in self._offsets] if cuttable else []
         )

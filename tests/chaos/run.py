@@ -40,7 +40,12 @@ async def run(plan: Plan, home: Path, databases: Mapping[str, str]) -> Report:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     credentials = plugin.load("channels", "wecom", "simulator").credentials()
     mesh = Mesh(
-        home, plan.offset, databases, cuttable="stream-cut" in plan.faults, jumping="clock-jumps" in plan.faults
+        home,
+        plan.offset,
+        databases,
+        replicas=2 if databases else 1,
+        cuttable="stream-cut" in plan.faults,
+        jumping="clock-jumps" in plan.faults,
     )
     platform = Platform(credentials, mesh.callback_url, plan.seed)
     async with platform.desk.open() as api:

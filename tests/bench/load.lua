@@ -25,6 +25,10 @@ end
 function request()
   sent = sent + 1
   if sent > #requests then
+    if sent == #requests + 1 then
+      print("used up")
+      io.flush()
+    end
     wrk.thread:stop() -- sending one twice would measure the answer to a duplicate
     return requests[#requests]
   end

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from assistant import plugin
 SCRIPT = Path(__file__).with_name("load.lua")
 PATH = "/wecom"
 _TIMEOUT_S = 20
+_USED_UP = "used up"
+"""What the script says when it has nothing more to send."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,16 @@ def require_wrk() -> None:
         raise SystemExit("wrk is not installed, and Python would be the bottleneck: apt-get install wrk")
 
 
-def write_callbacks(file: Path, credentials: Mapping[str, Any], count: int, members: int, path: str, text: str) -> Path:
-    """Seal `count` messages with ids of their own, in turn from so many members, as HTTP requests ready to send."""
+def write_callbacks(
+    file: Path, credentials: Mapping[str, Any], count: int, members: int, path: str, text: str, first: int = 0
+) -> Path:
+    """Seal `count` messages with ids of their own, as HTTP requests ready to send.
+
+    They come in turn from so many members, beginning with the `first`.
+    """
     simulator = plugin.load("channels", "wecom", "simulator")(credentials)
     with file.open("wb") as output:
-        for number in range(count):
+        for number in range(first, first + count):
             callback, _ = simulator.callback(text, f"member{number % members:06}")
             request = b"".join(_http(callback, path))
             output.write(b"%06d" % len(request) + request)
@@ -60,7 +68,14 @@ def _http(callback: plugin.Callback, path: str) -> Iterator[bytes]:
 def send(url: str, callbacks: Path, connections: int, seconds: int, think_ms: int = 0) -> Load:
     """Send callbacks over so many connections, for so long or until they are used up."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", f"{_TIMEOUT_S}s", "-s", str(SCRIPT)]
-    done = subprocess.run([*command, url, "--", str(callbacks), str(think_ms)], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"wrk against {url} failed: {done.stdout}{done.stderr}")
-    return Load(**json.loads(done.stdout.splitlines()[-1]))
+    command += [url, "--", str(callbacks), str(think_ms)]
+    said = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as wrk:
+        assert wrk.stdout is not None
+        for line in wrk.stdout:
+            said.append(line)
+            if line.strip() == _USED_UP:
+                wrk.send_signal(signal.SIGINT)  # or it sleeps for the rest of its time
+    if wrk.returncode:
+        raise SystemExit(f"wrk against {url} failed: {''.join(said)}")
+    return Load(**json.loads(said[-1]))

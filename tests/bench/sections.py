@@ -51,9 +51,9 @@ class Run:
         """Of one measurement."""
         return 2 if self.quick else 4
 
-    def callbacks(self, count: int, members: int, path: str = load.PATH, text: str = "ping") -> Path:
+    def callbacks(self, count: int, members: int, path: str = load.PATH, text: str = "ping", first: int = 0) -> Path:
         """New callbacks, sealed now."""
-        return load.write_callbacks(self.folder / "callbacks", self.credentials, count, members, path, text)
+        return load.write_callbacks(self.folder / "callbacks", self.credentials, count, members, path, text, first)
 
     def mesh(self, name: str, place: int, api: str, **options: Any) -> Mesh:
         """A mesh of ours, `place` setting its ports apart from others."""

@@ -16,7 +16,8 @@ _Read = TypeVar("_Read")
 
 TABLE = "inbox"
 _RECOVER_AT_ONCE = 1_000
-_PURGE_AT_ONCE = 500
+_PURGE_AT_ONCE = 100
+"""Callbacks wait while a batch is forgotten. In a file of a million messages it takes 5 ms, and one of 500 33 ms."""
 MIGRATIONS = [
     *Rows.migrations(TABLE),
     # A conversation's history is read from its lane's newest rows.

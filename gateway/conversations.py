@@ -4,7 +4,7 @@ They are read from the inbox, where every answered turn is; nothing is written t
 lately is kept in memory, unless other gateways write to the same inbox.
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable
 
 from google.protobuf.struct_pb2 import Struct
@@ -19,11 +19,15 @@ from gateway.inbox import Inbox
 class Conversation:
     """What was said before in one conversation."""
 
-    __slots__ = ("_turns", "last_delivery", "state")
+    __slots__ = ("_most", "_turns", "last_delivery", "state")
 
     def __init__(self, turns: int) -> None:
-        self._turns: deque[bytes] = deque(maxlen=turns)
-        """Oldest first. Each as a serialised request with the turn as its history: small to keep, cheap to join."""
+        self._most = turns
+        self._turns: list[bytes] = []
+        """Oldest first. Each as a serialised request with the turn as its history: small to keep, cheap to join.
+
+        A list, as most are short: an empty deque occupies more than ten short turns.
+        """
         self.state: Struct | None = None
         """What the engine asked to keep."""
         self.last_delivery = ""
@@ -37,12 +41,13 @@ class Conversation:
         """Add a turn that was answered."""
         if record.starts_conversation:
             self._turns.clear()
-        elif self._turns.maxlen and not record.refusal:
+        elif self._most and not record.refusal:
             turn = GenerateReplyRequest()
             _add(turn, ROLE_MEMBER, message.content, message.sent_at)
             if record.content:
                 _add(turn, ROLE_ASSISTANT, record.content, record.answered_at)
             self._turns.append(turn.SerializeToString())
+            del self._turns[: -self._most]
         self.state = record.state if record.HasField("state") else None
         self.last_delivery = record.request_id
 

@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from assistant.api.message.v1.message_pb2 import Account, Content, InboundMessage, Recipient
 from assistant.api.nlp.v1.nlp_pb2 import DescribeModelResponse, GenerateReplyRequest, GenerateReplyResponse
@@ -110,8 +110,7 @@ class SkillPlugin(Manifest):
 # --- Channel: crypto, loaded by crypto_svc ----------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Callback:
+class Callback(NamedTuple):
     """One HTTP request of a platform, as received."""
 
     method: str
@@ -122,16 +121,14 @@ class Callback:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class HttpBody:
+class HttpBody(NamedTuple):
     """The body of an HTTP answer."""
 
     body: bytes
     content_type: str
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(NamedTuple):
     """A callback that was verified and decrypted."""
 
     key_id: str

@@ -141,6 +141,7 @@ class Gateway:
         for channel in self._channels:
             await channel.close()
         telemetry.info("gateway_stopped")
+        telemetry.flush()  # the worker ends by the signal that stopped it, without Python's own clean-up
         tracing.stop()
 
     async def _every(self, seconds: float, job: Callable[[], Awaitable[None]]) -> None:

@@ -186,12 +186,17 @@ def test_a_busy_port_is_named_before_anything_starts(make_mesh: Any) -> None:
 
 
 def test_nothing_is_left_behind(make_mesh: Any) -> None:
-    """Neither `down` nor the death of the supervisor leaves a process; `up` starts again after both."""
+    """`down` lets everybody say that they stop. Neither it nor the death of the supervisor leaves a process; `up` starts again after both."""
     with make_mesh() as mesh:
         mesh.cli("up")
         mesh.cli("down")
         assert mesh.processes() == []
         assert mesh.cli("status", check=False).returncode == 1
+        logs = mesh.home / "logs"
+        assert b'"gateway_stopped"' in (logs / "gateway.log").read_bytes()
+        assert all(
+            b'"stopping"' in (logs / f"{name}.log").read_bytes() for name in ("crypto_svc", "nlp_svc", "reply_svc")
+        )
         mesh.cli("up")
         supervisor = next(
             pid for pid in mesh.processes() if b"assistant.cli.supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -136,7 +136,7 @@ def _delivered(platform: Helper) -> int:
 def _installed(name: str) -> Path | None:
     """The folder of its commands; None if it cannot be installed here."""
     environment = ENVIRONMENTS.absolute() / name
-    python = next(filter(None, map(shutil.which, _PYTHONS)), "python3")
+    python = next(filter(_runs, _PYTHONS), "python3")
     if not (environment / "installed").exists():
         environment.parent.mkdir(parents=True, exist_ok=True)
         with environment.with_suffix(".log").open("wb") as log:
@@ -145,6 +145,12 @@ def _installed(name: str) -> Path | None:
                     return None
         (environment / "installed").touch()
     return environment / "bin"
+
+
+def _runs(python: str) -> bool:
+    """Whether there is such a Python; a version manager's name may stand for one that is not chosen."""
+    found = shutil.which(python)
+    return found is not None and subprocess.run([found, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0
 
 
 def _shim(binary: Path, platform: Helper) -> None:

@@ -186,7 +186,7 @@ def test_a_busy_port_is_named_before_anything_starts(make_mesh: Any) -> None:
 
 
 def test_nothing_is_left_behind(make_mesh: Any) -> None:
-    """`down` lets everybody say that they stop. Neither it nor the death of the supervisor leaves a process; `up` starts again after both."""
+    """`down` lets everybody say that they stop; neither it nor the supervisor's death leaves a process behind."""
     with make_mesh() as mesh:
         mesh.cli("up")
         mesh.cli("down")

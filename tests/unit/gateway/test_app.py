@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -199,7 +199,7 @@ async def test_a_refusal_past_flask_is_that_of_flask(
     gateways: Gateways, member: Any, method: str, path: str, change: dict[str, Any], status: int
 ) -> None:
     """What cannot be accepted is refused in the same words, whichever way it went."""
-    callback = replace(member.callback("hello", "zhang")[0], **change)
+    callback = member.callback("hello", "zhang")[0]._replace(**change)
     past, through = [await gateways.send(method, path, callback, past=past) for past in (True, False)]
     assert (past[0], past[2]) == (through[0], through[2])
     assert past[1][b"content-type"] == through[1][b"content-type"]
@@ -325,7 +325,7 @@ class TestWithListedSources:
         """Any other is refused before anything of it is opened, and told which address was seen."""
         callback, _ = member.callback("hello", "zhang")
         if address:
-            callback = replace(callback, headers={**callback.headers, "x-client-address": address})
+            callback = callback._replace(headers={**callback.headers, "x-client-address": address})
         answer = await gateways.send("POST", f"/{CHANNEL}", callback, past=past)
         assert answer[0] == status
         if status == 403:

@@ -24,12 +24,10 @@ from assistant.api.message.v1.message_pb2 import InboundMessage
 from assistant.api.storage.v1 import storage_pb2
 from assistant.errors import InvalidRequest, NotRetryable, UnknownMessage
 from assistant.journal import Row
+from assistant.paging import before, next_page_token, page_size
 from assistant.server import Call, to_its_end
 from gateway.inbox import Inbox, InboxState
 from gateway.turns import Turns
-
-_DEFAULT_PAGE = 100
-_MAX_PAGE = 1000
 
 _ON_THE_WIRE: dict[int, "MessageState.ValueType"] = {
     InboxState.RECEIVED: MESSAGE_STATE_RECEIVED,
@@ -54,12 +52,11 @@ class InboxService:
         self._turns = turns
 
     async def ListMessages(self, request: ListMessagesRequest, call: Call) -> ListMessagesResponse:
-        size = _page_size(request.page_size)
-        found = await self._inbox.list(_states(request.state), _before(request.page_token), size + 1)
-        page = found[:size]
+        size = page_size(request.page_size)
+        found = await self._inbox.list(_states(request.state), before(request.page_token), size + 1)
         return ListMessagesResponse(
-            messages=[_described(row) for row in page],
-            next_page_token=str(page[-1].seq) if len(found) > size else "",
+            messages=[_described(row) for row in found[:size]],
+            next_page_token=next_page_token(found, size),
         )
 
     async def GetMessage(self, request: GetMessageRequest, call: Call) -> GetMessageResponse:
@@ -113,17 +110,3 @@ def _states(wanted: "MessageState.ValueType") -> list[int] | None:
     if wanted not in _FROM_THE_WIRE:
         raise InvalidRequest(f"state {wanted} is unknown")
     return [_FROM_THE_WIRE[wanted]]
-
-
-def _page_size(asked: int) -> int:
-    if asked > _MAX_PAGE:
-        raise InvalidRequest(f"page_size is {asked}: at most {_MAX_PAGE}")
-    return asked or _DEFAULT_PAGE
-
-
-def _before(page_token: str) -> int | None:
-    if not page_token:
-        return None
-    if not (page_token.isascii() and page_token.isdigit() and len(page_token) < 19):
-        raise InvalidRequest("page_token is none: give the next_page_token of the page before")
-    return int(page_token)

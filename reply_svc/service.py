@@ -28,14 +28,13 @@ from assistant.api.reply.v1.reply_pb2 import (
     UploadMediaResponse,
 )
 from assistant.errors import InvalidMedia, InvalidRequest, NotRecallable, Overloaded
+from assistant.paging import before, next_page_token, page_size
 from assistant.server import Call, to_its_end
 from reply_svc.accounts import Connections
 from reply_svc.lanes import Lanes
 from reply_svc.outbox import Delivery, Outbox, State, delivery_id
 from reply_svc.requests import check_delivery, check_upload
 
-_DEFAULT_PAGE = 100
-_MAX_PAGE = 1000
 _MAX_UPLOAD_BYTES = 20 << 20
 _MAX_CHUNK_BYTES = 64 * 1024
 _OVERLOAD_PAUSE_S = 5.0
@@ -76,12 +75,11 @@ class ReplyService:
     async def ListDeliveries(self, request: ListDeliveriesRequest, call: Call) -> ListDeliveriesResponse:
         if request.state not in DeliveryState.values():
             raise InvalidRequest(f"state {request.state} is unknown")
-        size = _page_size(request.page_size)
-        found = await self._outbox.list(request.state, _before(request.page_token), size + 1)
-        page = found[:size]
+        size = page_size(request.page_size)
+        found = await self._outbox.list(request.state, before(request.page_token), size + 1)
         return ListDeliveriesResponse(
-            deliveries=[delivery.message(with_content=False) for delivery in page],
-            next_page_token=str(page[-1].row.seq) if len(found) > size else "",
+            deliveries=[delivery.message(with_content=False) for delivery in found[:size]],
+            next_page_token=next_page_token([delivery.row for delivery in found], size),
         )
 
     async def RetryDelivery(self, request: RetryDeliveryRequest, call: Call) -> RetryDeliveryResponse:
@@ -155,20 +153,6 @@ class ReplyService:
         if not request.member_id:
             raise InvalidRequest("member_id is empty")
         return GetMemberResponse(department_ids=await connection.departments_of(request.member_id))
-
-
-def _page_size(asked: int) -> int:
-    if asked > _MAX_PAGE:
-        raise InvalidRequest(f"page_size is {asked}: at most {_MAX_PAGE}")
-    return asked or _DEFAULT_PAGE
-
-
-def _before(page_token: str) -> int | None:
-    if not page_token:
-        return None
-    if not (page_token.isascii() and page_token.isdigit() and len(page_token) < 19):
-        raise InvalidRequest("page_token is none: give the next_page_token of the page before")
-    return int(page_token)
 
 
 async def _header(requests: AsyncIterator[UploadMediaRequest]) -> UploadMediaHeader:

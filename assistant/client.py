@@ -78,12 +78,8 @@ class Channel(grpc.aio.Channel):
             if replica is None:
                 return response_deserializer(await persist(payload, _Attempts(repeatable, timeout)))
             began_at = monotonic()
-            answer = replica.unary(method, payload, timeout)  # as `_ask` does, without a coroutine more
             try:
-                return response_deserializer(await answer)
-            except asyncio.CancelledError:
-                replica.abandon(answer)
-                raise
+                return response_deserializer(await _ask(replica, method, payload, timeout))
             except ServiceUnavailable as error:
                 attempts = _Attempts(repeatable, timeout + began_at - monotonic())
                 await attempts.again(error)

@@ -44,6 +44,8 @@ from gateway.policy import Gatekeeper
 Codecs = Mapping[tuple[str, str], Codec]
 """The codec of each account: (channel, account) -> codec."""
 
+_AT_ONCE = 0.0
+"""Until when a callback is held that is repeated because the one before broke: a platform tries only so often."""
 ORPHAN_GRACE_S = 2.0
 """How long a conversation waits for the repeated callback of a turn that a crash broke off."""
 
@@ -152,19 +154,17 @@ class Turns:
         if turn.finished is None:
             await _answer(held, given_before)
         else:
-            if turn.acknowledged is not None:
-                held.acknowledge()
-            elif turn.repeated:
-                self._hold_briefly(turn, held)
+            if turn.acknowledged is None:
+                self._hold(turn, held, _AT_ONCE if turn.repeated else until)
             else:
-                self._hold(turn, held, until)
+                held.acknowledge()
             await self._run(turn)
 
     async def _join(self, turn: Turn, held: HeldCallback, arrived_at: float, until: float) -> None:
         """Answer a repeated callback as its turn stands."""
         if turn.orphan:
             self._take_up(turn, arrived_at)
-            self._hold_briefly(turn, held)
+            self._hold(turn, held, _AT_ONCE)
             await self._run(turn)
             return
         given_before = await turn.admission if turn.admission is not None else None
@@ -175,10 +175,8 @@ class Turns:
         elif turn.acknowledged is not None:
             await turn.acknowledged
             held.acknowledge()
-        elif any(other.is_open for other in turn.held):
-            self._hold(turn, held, until)
         else:
-            self._hold_briefly(turn, held)
+            self._hold(turn, held, until if any(other.is_open for other in turn.held) else _AT_ONCE)
 
     async def _under_way(self, key: str) -> Turn | None:
         """The turn of a message, if it is under way here, and ours to answer now that its callback is repeated."""
@@ -254,22 +252,14 @@ class Turns:
     # --- Held callbacks ---------------------------------------------------------------------------------
 
     def _hold(self, turn: Turn, held: HeldCallback, until: float) -> None:
-        left_s = until - time.monotonic()
-        if left_s > 0.0:
-            turn.held.append(held)
-            self._held += 1
-            self._budgets.add(turn.key, left_s)
-        else:
-            self._hold_briefly(turn, held)
-
-    def _hold_briefly(self, turn: Turn, held: HeldCallback) -> None:
-        """Acknowledge it as soon as that is durable.
-
-        So is done with what is repeated because the callback before broke: a platform tries only so often.
-        """
+        """Keep a callback for the answer until then; from then on, until its acknowledgement is durable."""
         turn.held.append(held)
         self._held += 1
-        self._claim_active(turn)
+        left_s = until - time.monotonic()
+        if left_s > 0.0:
+            self._budgets.add(turn.key, left_s)
+        else:
+            self._claim_active(turn)
 
     def _budget_is_over(self, key: str) -> None:
         turn = self._turns.get(key)

@@ -41,6 +41,7 @@ _CHUNK_BYTES = 64 * 1024
 _DUPLICATE_INTERVAL_S = range(3600, 14401)
 """What the platform may be told of how long to recognise a repeated request: at most 4 hours (90236)."""
 _BETWEEN_PARTS = 1_000
+"""Deliveries: so many must lie between two answers before a part of one can equal the next part of the other."""
 
 _MEDIA_LIFE = timedelta(days=3)
 _MEGABYTE = 1 << 20

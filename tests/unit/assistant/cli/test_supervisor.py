@@ -166,6 +166,14 @@ def test_programs_end_when_the_supervisor_is_killed(supervised: Supervised) -> N
     until(lambda: not is_alive(pid))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux schedules in batches")
+def test_programs_do_not_interrupt_one_another(supervised: Supervised) -> None:
+    supervised.plan(sleeper="exec sleep 60")
+    supervisor = supervised.start()
+    assert os.sched_getscheduler(supervised.pid("sleeper")) == os.SCHED_BATCH
+    assert os.sched_getscheduler(supervisor.pid) == os.SCHED_OTHER  # it is to see at once that a program died
+
+
 def test_only_one_supervisor_runs_in_a_folder(supervised: Supervised) -> None:
     """A second one ends at once and does not disturb the first."""
     supervised.plan(a="exec sleep 1000")

@@ -1,7 +1,7 @@
 """Conversations as the engine sees them: what was said before, and the state it asked to keep.
 
 They are read from the inbox, where every answered turn is; nothing is written twice. What was read or said
-lately is kept in memory, unless other gateways write to the same inbox.
+lately is kept in memory. Where other gateways write to the same inbox, it is asked what they added since.
 """
 
 from collections import OrderedDict
@@ -19,7 +19,7 @@ from gateway.inbox import Inbox
 class Conversation:
     """What was said before in one conversation."""
 
-    __slots__ = ("_most", "_turns", "last_delivery", "state")
+    __slots__ = ("_most", "_turns", "last_delivery", "seq", "state")
 
     def __init__(self, turns: int) -> None:
         self._most = turns
@@ -28,6 +28,8 @@ class Conversation:
 
         A list, as most are short: an empty deque occupies more than ten short turns.
         """
+        self.seq = 0
+        """Place in the inbox of the newest turn that is known here."""
         self.state: Struct | None = None
         """What the engine asked to keep."""
         self.last_delivery = ""
@@ -37,8 +39,8 @@ class Conversation:
         """What was said, as a part of a serialised GenerateReplyRequest: merge it into the rest."""
         return b"".join(self._turns)
 
-    def remember(self, message: InboundMessage, record: TurnRecord) -> None:
-        """Add a turn that was answered."""
+    def remember(self, seq: int, message: InboundMessage, record: TurnRecord) -> None:
+        """Add a turn that was answered, with its place in the inbox."""
         if record.starts_conversation:
             self._turns.clear()
         elif self._most and not record.refusal:
@@ -48,6 +50,7 @@ class Conversation:
                 _add(turn, ROLE_ASSISTANT, record.content, record.answered_at)
             self._turns.append(turn.SerializeToString())
             del self._turns[: -self._most]
+        self.seq = max(self.seq, seq)
         self.state = record.state if record.HasField("state") else None
         self.last_delivery = record.request_id
 
@@ -69,17 +72,19 @@ class Conversations:
         self._recent: OrderedDict[str, Conversation] = OrderedDict()
 
     async def get(self, lane: str) -> Conversation:
-        """The conversation of a lane. Call it when no earlier turn of the lane is under way."""
+        """The conversation of a lane. Call it when no earlier turn of the lane is under way.
+
+        A message that another gateway answers after a later one, as when a crash broke its turn off, is not seen by
+        a gateway that knew the later one already.
+        """
         conversation = self._recent.get(lane)
-        if conversation is None:
-            conversation = Conversation(self._turns)
+        if conversation is None or self._inbox.shared:
+            conversation = conversation or Conversation(self._turns)
             # One turn at least, for the state.
-            for message, record in await self._inbox.history(lane, max(1, self._turns)):
-                conversation.remember(message, record)
-            if not self._inbox.shared:
-                self._recent[lane] = conversation
-                if len(self._recent) > self._capacity:
-                    self._recent.popitem(last=False)
-        else:
-            self._recent.move_to_end(lane)
+            for said in await self._inbox.history(lane, conversation.seq, max(1, self._turns)):
+                conversation.remember(*said)
+        self._recent[lane] = conversation
+        self._recent.move_to_end(lane)
+        if len(self._recent) > self._capacity:
+            self._recent.popitem(last=False)
         return conversation

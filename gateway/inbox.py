@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from enum import IntEnum
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from assistant.api.message.v1.message_pb2 import InboundMessage
 from assistant.api.storage.v1.storage_pb2 import TurnRecord
@@ -50,21 +50,25 @@ def lane_of(message: InboundMessage) -> str:
     return f"{message.account.channel}:{message.account.name}:{message.conversation.id}"
 
 
-def _read_history(transaction: Transaction, queries: list[tuple[str, int]]) -> list[list[tuple[bytes, bytes]]]:
-    return [
-        [
-            (bytes(body), bytes(result))
-            for body, result in transaction.execute(
-                f"SELECT body, result FROM {TABLE} WHERE lane = ? AND state >= 2 AND result IS NOT NULL "  # noqa: S608
-                "ORDER BY seq DESC LIMIT ?",
-                query,
-            )
-        ]
-        for query in queries
-    ]
+class Said(NamedTuple):
+    """A turn that is over: a message, and what it was answered."""
+
+    seq: int
+    """Its place in the inbox."""
+    message: InboundMessage
+    record: TurnRecord
 
 
-_HISTORY: Operation[tuple[str, int], list[tuple[bytes, bytes]]] = Operation("inbox_history", _read_history)
+def _read_history(transaction: Transaction, queries: list[tuple[str, int, int]]) -> list[list[tuple[int, bytes, bytes]]]:
+    found = transaction.executemany(
+        f"SELECT seq, body, result FROM {TABLE} WHERE lane = ? AND seq > ? AND state >= 2 AND result IS NOT NULL "  # noqa: S608
+        "ORDER BY seq DESC LIMIT ?",
+        queries,
+    )
+    return [[(seq, bytes(body), bytes(result)) for seq, body, result in rows] for rows in found]
+
+
+_HISTORY: Operation[tuple[str, int, int], list[tuple[int, bytes, bytes]]] = Operation("inbox_history", _read_history)
 
 
 class Inbox:
@@ -123,17 +127,15 @@ class Inbox:
         """The keys of earlier messages of the conversation that are not closed yet. Waits for the database."""
         return await _insisted(lambda: self._rows.earlier(row.lane, row.seq))
 
-    async def history(self, lane: str, limit: int) -> list[tuple[InboundMessage, TurnRecord]]:
-        """The newest turns of a conversation, oldest first. Waits for the database."""
+    async def history(self, lane: str, after: int, limit: int) -> list[Said]:
+        """The newest turns of a conversation after a place in the inbox, oldest first. Waits for the database.
 
-        async def found() -> list[tuple[bytes, bytes]]:
-            if self.shared:  # what this gateway said last may still be on its way into the database
-                await self._journal.flush()
-            return await self._journal.query(_HISTORY, (lane, limit))
-
+        Those that this gateway finished within the last moments may not be there yet.
+        """
+        found = await _insisted(lambda: self._journal.query(_HISTORY, (lane, after, limit)))
         return [
-            (InboundMessage.FromString(body), TurnRecord.FromString(result))
-            for body, result in reversed(await _insisted(found))
+            Said(seq, InboundMessage.FromString(body), TurnRecord.FromString(result))
+            for seq, body, result in reversed(found)
         ]
 
     async def get(self, key: str) -> Row | None:

@@ -435,7 +435,7 @@ class Turns:
     ) -> None:
         state = InboxState.ANSWERED if failure is None else InboxState.DEAD
         self._inbox.finish(turn.key, state, record, failure.reason if failure else record.refusal)
-        conversation.remember(turn.message, record)
+        conversation.remember(0 if turn.row is None else turn.row.seq, turn.message, record)
         path, seconds = _PATHS[record.path], time.monotonic() - turn.arrived_at
         _seconds(turn.message.account.channel, path).observe(seconds)
         telemetry.info("turn_answered", path=path, seconds=round(seconds, 4))

@@ -69,8 +69,8 @@ async def _kb_each(said: str, answered: str) -> dict[int, float]:
         for turns in _TURNS:
             for number_ in range(_CONVERSATIONS):
                 conversation = await conversations.get(f"wecom:default:member{number_:06}")
-                for _ in range(turns - had):
-                    conversation.remember(message, record)
+                for seq in range(had, turns):
+                    conversation.remember(seq, message, record)
             found[turns] = (tracemalloc.get_traced_memory()[0] - before) / 1024 / _CONVERSATIONS
             had = turns
         tracemalloc.stop()

@@ -165,3 +165,27 @@ async def test_a_message_that_comes_back_late_waits_for_what_has_begun(house: "H
             await until(lambda: house.reply.delivered)
     assert house.reply.delivered == {KEY: ["re: late"]}
     assert [request.message.message_id for request in house.engine.requests] == ["2", "1", "3"]
+
+
+async def test_each_gateway_sees_what_was_said_at_the_other(house: "House", postgres_url: str) -> None:
+    """Whichever gateway a message comes to, the engine sees the whole conversation, in order, and its own state."""
+    async with (
+        house.life(database=postgres_url, name="test:7000") as first,
+        house.life(database=postgres_url, name="test:7500") as second,
+    ):
+        for number, gateway in enumerate([first, first, second, first, second, second, first]):
+            assert await gateway.say("count", number=str(number)) == f"re: {number + 1}"
+            said = [entry.content[0].text.text for entry in house.engine.requests[-1].history]
+            assert said == [text for turn in range(max(0, number - 3), number) for text in ("count", f"re: {turn + 1}")]
+
+
+async def test_a_new_conversation_is_one_at_every_gateway(house: "House", postgres_url: str) -> None:
+    """What a member put an end to at one gateway is not seen at another that knew it."""
+    async with (
+        house.life(database=postgres_url, name="test:7000") as first,
+        house.life(database=postgres_url, name="test:7500") as second,
+    ):
+        await second.say("secret", number="1")
+        await first.say("new", number="2")
+        await second.say("hello", number="3")
+    assert list(house.engine.requests[-1].history) == []

@@ -59,7 +59,9 @@ class Said(NamedTuple):
     record: TurnRecord
 
 
-def _read_history(transaction: Transaction, queries: list[tuple[str, int, int]]) -> list[list[tuple[int, bytes, bytes]]]:
+def _read_history(
+    transaction: Transaction, queries: list[tuple[str, int, int]]
+) -> list[list[tuple[int, bytes, bytes]]]:
     found = transaction.executemany(
         f"SELECT seq, body, result FROM {TABLE} WHERE lane = ? AND seq > ? AND state >= 2 AND result IS NOT NULL "  # noqa: S608
         "ORDER BY seq DESC LIMIT ?",

@@ -52,7 +52,8 @@ class Server:
 
     `listen` is "host:port" (0: any free port) or "unix:/path". Once stopping, it answers what still arrives
     for `drain_s`, and has `grace_s` to finish what it began. With an `identity` it speaks mutual TLS, and only
-    `callers` may call.
+    `callers` may call. `listen_setting` and `admin_setting` are the settings that the addresses come from, for
+    whoever has to change them.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Server:
         servicers: Servicers,
         *,
         listen: Address | str,
+        listen_setting: str = "listen",
         admin: Address | None = None,
+        admin_setting: str = "admin",
         drain_s: float = 1.0,
         grace_s: float = _GRACE_S,
         identity: Identity | None = None,
@@ -73,7 +76,9 @@ class Server:
         self._mux = MuxHandler(self._access, self.health)
         self._identity = identity
         self._listen = listen
+        self._listen_setting = listen_setting
         self._admin = admin
+        self._admin_setting = admin_setting
         self._drain_s = drain_s
         self._grace_s = grace_s
         self._grpc: grpc.aio.Server
@@ -92,12 +97,12 @@ class Server:
                 self.port = self._grpc.add_secure_port(self._listen, self._identity.server_credentials())
         except RuntimeError as error:
             raise InvalidSetting(
-                f"cannot listen on {self._listen}: is another process there? Stop it, set `listen` (of the gateway "
-                "`grpc`) to another address, or move all ports with AI_ASSISTANT_PORT_OFFSET"
+                f"cannot listen on {self._listen}: is another process there? Stop it, set `{self._listen_setting}` "
+                "to another address, or move all ports with AI_ASSISTANT_PORT_OFFSET"
             ) from error
         if self._admin is not None:
             checks = {"/healthz": lambda: self.health.serving(""), "/livez": self._loop_turns()}
-            self._http = telemetry.serve_admin(self._admin, checks)
+            self._http = telemetry.serve_admin(self._admin, checks, self._admin_setting)
         await self._grpc.start()
 
     def _loop_turns(self) -> Callable[[], bool]:

@@ -174,7 +174,9 @@ class Source:
         named = table.pop(_ACCOUNTS, {})
         variables = self._variables(f"{channel.upper()}_", known)
         given: dict[str, tuple[str, Mapping[str, Any], Mapping[str, tuple[str, str]]]] = {
-            name: (f"{section}.{_ACCOUNTS}.{name}", values, {}) for name, values in named.items()
+            name: (f"{section}.{_ACCOUNTS}.{name}", values, {})
+            for name, values in named.items()
+            if values  # an empty table is no account, as that of the default one is none
         }
         if table or any(key in known for key in variables):
             given[DEFAULT_ACCOUNT] = (section, table, variables)
@@ -218,6 +220,15 @@ def meaning(field: msgspec.structs.FieldInfo) -> str:
     return ""
 
 
+def set_command(section: str, key: str) -> str:
+    """What to type to set a setting, without its value."""
+    if not section.startswith("channels."):
+        return f"ai-assistant-cli config set {section}.{key} …"
+    channel, _, account = section.partition(f".{_ACCOUNTS}.")
+    named = f" --account {account}" if account else ""
+    return f"ai-assistant-cli config set {channel}{named} --{key.replace('_', '-')} …"
+
+
 def is_secret(field: msgspec.structs.FieldInfo) -> bool:
     """Whether a setting's value must not be shown."""
     return Secret in _types(field.type)
@@ -250,8 +261,7 @@ def _build(
         elif key in table:
             where, raw = f"{section}.{key} in {origin}", table[key]
         elif field.required:
-            fix = f"ai-assistant-cli config set {_command(section, key)}"
-            problems.append(f"{section}.{key} is missing ({meaning(field)}). Set it with: {fix}")
+            problems.append(f"{section}.{key} is missing ({meaning(field)}). Set it with: {set_command(section, key)}")
             continue
         else:
             continue
@@ -266,10 +276,6 @@ def _build(
         return cls(**values)
     except ValueError as error:
         raise InvalidSetting(f"{section}: {error}") from error
-
-
-def _command(section: str, key: str) -> str:
-    return f"{section} --{key.replace('_', '-')} …" if section.startswith("channels.") else f"{section}.{key} …"
 
 
 def _unknown(where: str, key: str, known: frozenset[str], origin: str) -> str:

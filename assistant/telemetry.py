@@ -172,11 +172,11 @@ def _described(exception: BaseException) -> dict[str, Any]:
     }
 
 
-def serve_admin(listen: Address, checks: Mapping[str, Callable[[], bool]]) -> ThreadingHTTPServer:
+def serve_admin(listen: Address, checks: Mapping[str, Callable[[], bool]], setting: str) -> ThreadingHTTPServer:
     """Serve `/metrics`, profiles and checks in a daemon thread, until its `shutdown()`.
 
     A check is a path that is answered 200 or 503; it is asked in a thread of its own, and may wait.
-    Raises InvalidSetting if the address is taken.
+    Raises InvalidSetting if the address is taken: then `setting` is to be changed.
     """
 
     class Handler(MetricsHandler):
@@ -205,7 +205,7 @@ def serve_admin(listen: Address, checks: Mapping[str, Callable[[], bool]]) -> Th
         server = ThreadingHTTPServer((listen.host, listen.port), Handler)
     except OSError as error:
         raise InvalidSetting(
-            f"cannot listen on {listen}: {error.strerror}. Free it, set `admin` to another address, "
+            f"cannot listen on {listen}: {error.strerror}. Free it, set `{setting}` to another address, "
             "or move all ports with AI_ASSISTANT_PORT_OFFSET"
         ) from error
     threading.Thread(target=server.serve_forever, name="admin", daemon=True).start()

@@ -28,7 +28,9 @@ async def _main() -> None:
     server = Server(
         {_SERVICE: CryptoService(keyring, settings.max_age_s)},
         listen=settings.listen,
+        listen_setting="crypto.listen",
         admin=settings.admin,
+        admin_setting="crypto.admin",
         identity=tls.identity(source, "crypto_svc"),
         callers={_SERVICE.full_name: settings.callers, **dict.fromkeys(_KEY_METHODS, settings.key_callers)},
     )

@@ -170,6 +170,12 @@ def metrics() -> Response:
     return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
 
 
+@operators.get("/livez")
+def loop_turns() -> Response:
+    """Whether the event loop of this process still turns, as of all services: one that hangs answers nobody."""
+    return Response(b"ok", content_type="text/plain")
+
+
 @operators.get(profiling.PATH + "<name>")
 def profile(name: str) -> Response:
     """Where this process spends its time (`profile`) or memory (`heap`), for pprof: `?seconds=10`."""

@@ -100,6 +100,7 @@ class Gateway:
         self.operators = Server(
             {_SERVICE: InboxService(self.inbox, self.turns)},
             listen=settings.grpc,
+            listen_setting="gateway.grpc",
             drain_s=0.0,
             grace_s=_OPERATORS_GRACE_S,
             identity=configuration.identity,

@@ -30,7 +30,9 @@ async def _main() -> None:
     server = Server(
         {_NLP: NlpService(engine), _SKILLS: skill_service},
         listen=settings.listen,
+        listen_setting="nlp.listen",
         admin=settings.admin,
+        admin_setting="nlp.admin",
         identity=tls.identity(source, "nlp_svc"),
         callers=dict.fromkeys((_NLP.full_name, _SKILLS.full_name), settings.callers),
     )

@@ -44,7 +44,9 @@ async def _main() -> None:
         server = Server(
             {_SERVICE: service},
             listen=settings.listen,
+            listen_setting="reply.listen",
             admin=settings.admin,
+            admin_setting="reply.admin",
             identity=tls.identity(source, "reply_svc"),
             callers={_SERVICE.full_name: settings.callers},
         )

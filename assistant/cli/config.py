@@ -2,7 +2,8 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,13 +21,15 @@ from assistant.cli.configuration import (
     account_fields,
     account_section,
     channel_manifest,
+    default,
+    section_fields,
     sections,
 )
 from assistant.cli.files import write_private
 from assistant.cli.output import json_option, ourselves, print_json, print_table
 from assistant.cli.reference import reference_page
 from assistant.errors import InvalidSetting, StorageUnavailable
-from assistant.settings import DEFAULT_ACCOUNT, config_file, fields, is_secret, meaning
+from assistant.settings import DEFAULT_ACCOUNT, config_file, fields, is_secret, meaning, set_command
 
 _PROMPT = "Give it without a value to be asked for it, unseen"
 
@@ -55,9 +58,7 @@ class _Settable(click.Group):
         if cmd_name in known:
             return _section_command(cmd_name, fields(known[cmd_name]))
         section, _, key = cmd_name.rpartition(".")
-        if section in known and key in fields(known[section]):
-            return _setting_command(section, key, fields(known[section])[key])
-        return None
+        return _setting_command(section, key, _field(cmd_name))
 
 
 @config.command("set", cls=_Settable, subcommand_metavar="SETTING VALUE")
@@ -69,6 +70,33 @@ def set_() -> None:
     config set channels.wecom --corpid … --secret … --token … --aeskey … --agentid …
     config set edge --certificate … --private-key …
     """
+
+
+@config.command("unset")
+@click.argument("name")
+def unset(name: str) -> None:
+    """Take one setting, such as nlp.provider, out of the file: its default counts again."""
+    section, _, key = name.rpartition(".")
+    field, file = _field(name), config_file()
+    document = _document(file)
+    before = Configuration(document.unwrap(), file).problems()
+    if _take_out(document, *section.split("."), key):
+        _save(document, file, "config.unset", [name])
+        click.echo(f"Unset {name} in {file}.")
+        _tell_of_mesh()
+    else:
+        click.echo(f"{name} is not set in {file}: nothing was changed.")
+    now = Configuration(document.unwrap(), file)
+    if origin := now.source.origin(section, key):
+        click.echo(f"It is set by {origin}.")
+    elif field.required:
+        click.echo(f"It has no default. Set it with: {set_command(section, key)}")
+    else:
+        value = default(field)
+        click.echo("It has no value by default." if value in (None, "") else f"It is {value} by default.")
+    for problem in now.problems():
+        if problem not in before and not problem.startswith(f"{name} "):
+            click.echo(problem, err=True)
 
 
 @config.command("get")
@@ -83,11 +111,8 @@ def get(name: str, as_json: bool) -> None:
             else:
                 click.echo("" if setting.value is None else setting.value)
             return
-    section, _, key = name.rpartition(".")
-    channel = plugin.channels().get(section.removeprefix("channels."))
-    if section.startswith("channels.") and channel and key in account_fields(channel):
-        raise InvalidSetting(f"{name} is not set: {section} is not configured")
-    raise InvalidSetting(f"{name} is not a setting: `{ourselves()} config list` names all")
+    _field(name)
+    raise InvalidSetting(f"{name} is not set: {name.rpartition('.')[0]} is not configured")
 
 
 @config.command("list")
@@ -122,6 +147,15 @@ def validate(as_json: bool) -> None:
 def reference_() -> None:
     """Print all settings as Markdown: docs/configuration.md is made by this."""
     click.echo(reference_page(), nl=False)
+
+
+def _field(name: str) -> Field:
+    """The declaration of a setting. Raises UsageError if there is none of this name."""
+    section, _, key = name.rpartition(".")
+    field = section_fields(section).get(key)
+    if field is None:
+        raise click.UsageError(f"{name} is not a setting: `{ourselves()} config list` names all")
+    return field
 
 
 def _setting_command(section: str, key: str, field: Field) -> click.Command:
@@ -190,10 +224,7 @@ def write(section: str, values: Mapping[str, Any], tell: Callable[[str], None] =
     Raises InvalidSetting, AuditBroken or StorageUnavailable: then nothing is changed.
     """
     file = config_file()
-    try:
-        document = tomlkit.parse(file.read_text("utf-8") if file.exists() else "")
-    except (TOMLKitError, UnicodeDecodeError) as error:
-        raise InvalidSetting(f"{file} cannot be read as TOML: {error}. Mend it first") from error
+    document = _document(file)
     table: Any = document
     for name in section.split("."):
         table = table.setdefault(name, tomlkit.table(is_super_table=False))
@@ -202,12 +233,43 @@ def write(section: str, values: Mapping[str, Any], tell: Callable[[str], None] =
     if problems:
         raise InvalidSetting("\n".join(problems) + "\nNothing was changed")
     names = [f"{section}.{name}" for name in values]
-    with recorded("config.set", settings=names, file=str(file)):
+    _save(document, file, "config.set", names)
+    tell(f"Set {', '.join(names)} in {file}.")
+    _tell_of_mesh(tell)
+
+
+def _document(file: Path) -> tomlkit.TOMLDocument:
+    try:
+        return tomlkit.parse(file.read_text("utf-8") if file.exists() else "")
+    except (TOMLKitError, UnicodeDecodeError) as error:
+        raise InvalidSetting(f"{file} cannot be read as TOML: {error}. Mend it first") from error
+
+
+def _take_out(table: Any, name: str, *inner: str) -> bool:
+    """Take out what this path names; False if it is not there.
+
+    A table goes with the last of its settings, unless a comment is left in it: that may belong to what follows.
+    """
+    if not isinstance(table, MutableMapping) or name not in table:
+        return False
+    if inner:
+        if not _take_out(table[name], *inner):
+            return False
+        if table[name] or "#" in tomlkit.dumps(table[name]):
+            return True
+    del table[name]
+    return True
+
+
+def _save(document: tomlkit.TOMLDocument, file: Path, action: str, names: list[str]) -> None:
+    with recorded(action, settings=names, file=str(file)):
         try:
             write_private(file, tomlkit.dumps(document))
         except OSError as error:
             raise StorageUnavailable(f"{file} cannot be written: {error.strerror}. Nothing was changed") from None
-    tell(f"Set {', '.join(names)} in {file}.")
+
+
+def _tell_of_mesh(tell: Callable[[str], None] = click.echo) -> None:
     if control.standing():
         tell(f"The mesh runs with the old values until: {ourselves()} up")
 

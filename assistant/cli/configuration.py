@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import NODEFAULT
 
 from assistant import plugin, tracing
 from assistant.errors import AssistantError, UnknownAccount, UnknownChannel
@@ -57,6 +58,22 @@ def account_fields(manifest: plugin.Channel) -> dict[str, Field]:
     for facet in facets(manifest):
         merged |= fields(facet)
     return merged
+
+
+def section_fields(section: str) -> dict[str, Field]:
+    """All settings of a section of the file, by name; none if there is no such section."""
+    known = sections()
+    if section in known:
+        return fields(known[section])
+    match section.split("."):
+        case ["channels", channel] | ["channels", channel, "accounts", _] if channel in plugin.channels():
+            return account_fields(plugin.channels()[channel])
+    return {}
+
+
+def default(field: Field) -> Any:
+    """What a setting is worth that nobody gave. Only of one that is not required."""
+    return field.default if field.default is not NODEFAULT else field.default_factory()
 
 
 def account_section(channel: str, account: str) -> str:

@@ -2,10 +2,8 @@
 
 from collections.abc import Iterable
 
-from msgspec import NODEFAULT
-
 from assistant import plugin
-from assistant.cli.configuration import Field, account_fields, sections
+from assistant.cli.configuration import Field, account_fields, default, sections
 from assistant.settings import PREFIX, fields, home, meaning
 
 _HEAD = """# Configuration
@@ -53,7 +51,7 @@ def _section(title: str, prefix: str, settings: Iterable[Field]) -> str:
 def _default(field: Field) -> str:
     if field.required:
         return "must be set"
-    value = field.default if field.default is not NODEFAULT else field.default_factory()
+    value = default(field)
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     return "none" if value in (None, "") else f"`{str(value).replace(str(home()), '<home>')}`"

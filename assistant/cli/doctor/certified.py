@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from assistant import tls
 from assistant.cli.addresses import reachable
-from assistant.cli.certificates import AUTHORITY, EDGE, hosts
+from assistant.cli.certificates import AUTHORITY, EDGE, OPERATOR, hosts
 from assistant.cli.doctor.facts import PATIENCE_S, Facts, in_thread, visible
 from assistant.cli.envoy import shown_certificate
 from assistant.findings import Finding, Remedy, Severity, Text, ok, problem, same, skipped, warning
@@ -27,6 +27,10 @@ _EDGE_REFUSED = Text(
     "Platforms refuse to call an address whose certificate is not valid.", "证书无效时，平台会拒绝访问该地址。"
 )
 _MESH_REFUSED = Text("Processes refuse each other: no message is answered.", "进程之间会互相拒绝连接：消息得不到答复。")
+_OPERATOR_REFUSED = Text(
+    "Services refuse this command: messages, deliveries and keys can be neither looked at nor changed.",
+    "服务会拒绝本命令：无法查看或更改消息、投递和密钥。",
+)
 _OWN_EDGE = "ai-assistant-cli config set edge --certificate <fullchain.pem> --private-key <key.pem>"
 _MAKE = "ai-assistant-cli certificates make"
 
@@ -127,19 +131,20 @@ def _processes(facts: Facts, root: Path) -> Iterator[Finding]:
     authorities = {}
     for name in (name for name in hosts() if name != EDGE):
         folder = root / name
+        refused = _OPERATOR_REFUSED if name == OPERATOR else _MESH_REFUSED
+        remedy = Remedy(refused, command=_MAKE)
         if not visible(folder / tls.CERTIFICATE):
             if facts.here:
                 title = Text(f"{name} has no certificate in {folder}", f"{folder} 中没有 {name} 的证书")
-                yield problem("certificate.mesh", title, Remedy(_MESH_REFUSED, command=_MAKE), name)
+                yield problem("certificate.mesh", title, remedy, name)
             continue
-        remedy = Remedy(_MESH_REFUSED, command=_MAKE)
         yield from _pair("certificate.mesh", name, folder / tls.CERTIFICATE, folder / tls.KEY, remedy)
         try:
             certificate = x509.load_pem_x509_certificate((folder / tls.CERTIFICATE).read_bytes())
             authorities[name] = x509.load_pem_x509_certificates((folder / tls.AUTHORITIES).read_bytes())
         except (OSError, ValueError) as error:
             title = Text(f"{folder} holds no usable certificates", f"{folder} 中的证书无法使用")
-            yield problem("certificate.mesh", title, Remedy(_MESH_REFUSED, command=_MAKE), name, same(str(error)))
+            yield problem("certificate.mesh", title, remedy, name, same(str(error)))
             continue
         yield from _trusted(name, certificate, authorities[name])
     yield from _one_authority({name: {each.subject for each in found} for name, found in authorities.items()})

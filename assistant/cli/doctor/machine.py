@@ -10,13 +10,14 @@ from assistant.api.crypto.v1.crypto_pb2 import ListKeysRequest
 from assistant.api.crypto.v1.crypto_pb2_grpc import CryptoServiceStub
 from assistant.api.message.v1.message_pb2 import Account
 from assistant.cli import control
+from assistant.cli.certificates import OPERATOR
 from assistant.cli.configuration import account_section, sections
 from assistant.cli.doctor.databases import sqlite_file
 from assistant.cli.doctor.facts import PATIENCE_S, Facts, in_thread, visible
 from assistant.cli.output import ourselves
 from assistant.cli.services import SERVICES
 from assistant.errors import AssistantError
-from assistant.findings import Finding, Remedy, Text, ok, problem, skipped, warning
+from assistant.findings import NOTHING, Finding, Remedy, Severity, Text, ok, problem, same, skipped, warning
 from assistant.settings import DEFAULT_ACCOUNT, home
 
 _FULL_BYTES, _NEARLY_FULL_BYTES = 100e6, 1e9
@@ -141,6 +142,14 @@ async def keys(facts: Facts) -> AsyncIterator[Finding]:
                 "无法得知密钥使用时间：从此处无法访问 crypto_svc",
             )
             yield skipped("keys.age", title)
+        return
+    if facts.uncertified:
+        title = Text(
+            f"The age of keys is not known: crypto_svc answers this command by the certificate of {OPERATOR} only",
+            f"无法得知密钥使用时间：本命令须有 {OPERATOR} 的证书，crypto_svc 才会应答",
+        )
+        remedy = Remedy(NOTHING, command="ai-assistant-cli certificates make")
+        yield Finding("keys.age", Severity.SKIPPED, title, detail=same(facts.uncertified), remedy=remedy)
         return
     async with facts.connect(replica.grpc, "crypto_svc") as channel:
         for name, account in facts.accounts():

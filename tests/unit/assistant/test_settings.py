@@ -173,6 +173,18 @@ def test_a_channel_that_nobody_configured_has_no_account() -> None:
     assert source({"PLATFORM_HOME": "x"}).accounts(Part, "platform", KNOWN) == {}
 
 
+def test_an_empty_table_is_no_account() -> None:
+    """Neither that of the default account nor that of a named one."""
+    assert source(channels={"platform": {"accounts": {"sales": {}}}}).accounts(Part, "platform", KNOWN) == {}
+
+
+def test_a_missing_value_of_an_account_is_named_with_the_command_that_sets_it() -> None:
+    """A named account is an option of that command."""
+    table = {"accounts": {"sales": {"secret": "s"}}}
+    with pytest.raises(InvalidSetting, match=r"config set channels.platform --account sales --token …$"):
+        source(channels={"platform": table}).accounts(Part, "platform", KNOWN)
+
+
 def test_a_wrong_key_of_an_account_is_named_with_the_account() -> None:
     """The message leads to the right one of several accounts."""
     table = {"accounts": {"sales": {"token": "u", "tokn": "v"}}}

@@ -113,8 +113,8 @@ def test_the_admin_server_shows_metrics_and_health():
             with pytest.raises(urllib.error.HTTPError) as caught:
                 urllib.request.urlopen(f"http://{address}{path}")
             assert caught.value.code == status
-        with pytest.raises(InvalidSetting, match=f"{address}.*admin"):
-            serve_admin(address, {})
+        with pytest.raises(InvalidSetting, match=f"{address}.* set `crypto.admin` to another address"):
+            serve_admin(address, {}, "crypto.admin")
     finally:
         admin.shutdown()
         admin.server_close()
@@ -126,6 +126,6 @@ def _admin(healthy):
         with socket.create_server(("127.0.0.1", 0)) as free:
             address = Address(f"127.0.0.1:{free.getsockname()[1]}")
         try:
-            return address, serve_admin(address, {"/healthz": healthy})
+            return address, serve_admin(address, {"/healthz": healthy}, "crypto.admin")
         except InvalidSetting:
             continue

@@ -24,11 +24,14 @@ def test_a_change_of_the_configuration_is_recorded(cli: Cli, tmp_path: Path) -> 
     url = "postgresql://gateway:theDatabasePassword@db/gateway"
     cli("config", "set", "gateway.database", url, environment={"AI_ASSISTANT_ACTOR": "wang"})
     cli("--as", "zhao", "config", "set", "gateway.keep_days", "many")
+    for _ in range(2):
+        cli("config", "unset", "gateway.keep_days")
     user = getpass.getuser()
     told = [(record["actor"], record["action"], record["facts"]["settings"]) for record in records(cli)]
     assert told == [
         (user, "config.set", ["gateway.keep_days"]),
         (f"{user} as wang", "config.set", ["gateway.database"]),
+        (user, "config.unset", ["gateway.keep_days"]),
     ]
     assert "theDatabasePassword" not in (tmp_path / "audit" / "cli.jsonl").read_text()
 

@@ -3,8 +3,10 @@
 import json
 import stat
 import subprocess
+import sys
+import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,21 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 CORPID, TOKEN, SECRET = "ww0123456789abcdef", "aToken", "theSecret"
 AESKEY = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFG"
 ACCOUNT = ("--corpid", CORPID, "--token", TOKEN, "--secret", SECRET, "--aeskey", AESKEY, "--agentid", "1000002")
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Iterator[None]:
+    """A supervisor runs here, with a program that does nothing."""
+    program = {"name": "idle", "command": ["/bin/sleep", "60"], "environment": {}, "revision": "", "stage": 0}
+    for folder in ("run", "logs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "run" / "plan.json").write_text(json.dumps([program]))
+    with subprocess.Popen([sys.executable, "-m", "assistant.cli.supervisor", str(tmp_path / "run")]) as supervisor:
+        while not (tmp_path / "run" / "supervisor.sock").exists():
+            assert supervisor.poll() is None
+            time.sleep(0.01)
+        yield
+        supervisor.terminate()
 
 
 def test_an_account_is_written_for_us_alone(cli: Cli, tmp_path: Path) -> None:
@@ -84,6 +101,85 @@ def test_comments_and_order_are_kept(cli: Cli, tmp_path: Path) -> None:
     file.write_text('# ours\n[gateway]\nhistory_turns = 3  # short\n\n[nlp]\nprovider = "embedded"\n')
     cli("config", "set", "gateway.keep_days", "5")
     assert file.read_text().startswith("# ours\n[gateway]\nhistory_turns = 3  # short\nkeep_days = 5\n")
+
+
+def test_a_setting_is_taken_out_and_its_default_told(cli: Cli, tmp_path: Path) -> None:
+    """What was set can be unset: the rest of the file stays as its owner wrote it."""
+    file = tmp_path / "config.toml"
+    file.write_text("# ours\n[gateway]\n# for now\nhistory_turns = 3  # short\nkeep_days = 5\n\n[nlp]\n# none\n")
+    done = cli("config", "unset", "gateway.history_turns")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"Unset gateway.history_turns in {file}.\nIt is 10 by default.\n"
+    assert file.read_text() == "# ours\n[gateway]\n# for now\nkeep_days = 5\n\n[nlp]\n# none\n"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert cli("config", "get", "gateway.history_turns").stdout == "10\n"
+
+
+def test_a_table_goes_with_its_last_setting(cli: Cli, tmp_path: Path) -> None:
+    """So do those around it, but no comment: it may be about what follows."""
+    file = tmp_path / "config.toml"
+    cli("config", "set", "channels.wecom", "--allow-departments", "2")
+    cli("config", "unset", "channels.wecom.allow_departments")
+    assert file.read_text() == ""
+    file.write_text('[gateway]\nkeep_days = 5\n\n# The engine\n[nlp]\nprovider = "embedded"\n')
+    for name in ("gateway.keep_days", "nlp.provider"):
+        cli("config", "unset", name)
+    assert file.read_text() == "[gateway]\n\n# The engine\n"
+    assert cli("config", "validate").returncode == 0
+
+
+def test_a_setting_that_must_be_set_is_told_with_its_command(cli: Cli, tmp_path: Path) -> None:
+    """Taking it out is no mistake: another value may follow, or the rest of the account go as well."""
+    cli("config", "set", "channels.wecom", *ACCOUNT)
+    cli("config", "set", "channels.wecom", *ACCOUNT, "--account", "branch")
+    done = cli("config", "unset", "channels.wecom.accounts.branch.token")
+    assert done.returncode == 0, done.stderr
+    assert "no default. Set it with: ai-assistant-cli config set channels.wecom --account branch --token" in done.stdout
+    for name in ("corpid", "secret", "aeskey", "agentid"):
+        done = cli("config", "unset", f"channels.wecom.accounts.branch.{name}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "accounts" not in (tmp_path / "config.toml").read_text()
+    assert cli("config", "validate").returncode == 0
+
+
+def test_what_is_not_set_can_be_unset(cli: Cli, tmp_path: Path) -> None:
+    """Then nothing is written; a variable that sets it is named."""
+    file = tmp_path / "config.toml"
+    done = cli("config", "unset", "gateway.locale", environment={"AI_ASSISTANT_GATEWAY_LOCALE": "en"})
+    assert (done.returncode, done.stderr) == (0, "")
+    said = "gateway.locale is not set in {}: nothing was changed.\nIt is set by AI_ASSISTANT_GATEWAY_LOCALE.\n"
+    assert done.stdout == said.format(file)
+    assert not file.exists()
+    assert "no value by default" in cli("config", "unset", "edge.certificate").stdout
+
+
+def test_a_wrong_value_can_be_taken_out(cli: Cli, tmp_path: Path) -> None:
+    """A file that does not fit is mended so; what does not fit without the setting is told."""
+    file = tmp_path / "config.toml"
+    file.write_text('[gateway]\nhistory_turns = "many"\n[edge]\ncertificate = "/a.pem"\nprivate_key = "/b.pem"\n')
+    done = cli("config", "unset", "gateway.history_turns")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = cli("config", "unset", "edge.certificate")
+    assert done.returncode == 0
+    assert "belong together" in done.stderr
+    assert tomllib.loads(file.read_text()) == {"edge": {"private_key": "/b.pem"}}
+
+
+@pytest.mark.parametrize("name", ["gateway.lokale", "gatway.locale", "locale"])
+def test_what_is_no_setting_is_refused_alike(cli: Cli, name: str) -> None:
+    """`get`, `set` and `unset` say the same of a name that is none."""
+    for arguments in (("get", name), ("set", name, "x"), ("unset", name)):
+        done = cli("config", *arguments)
+        assert done.returncode == 2
+        assert f"{name} is not a setting: `ai-assistant-cli config list` names all" in done.stderr
+    assert "channels.wecom.tokn is not a setting" in cli("config", "unset", "channels.wecom.tokn").stderr
+
+
+def test_a_mesh_that_runs_is_told_of_with_the_change(cli: Cli, supervised: None) -> None:
+    """It has the old values until the next `up`, which is said of what was set and of what was unset."""
+    for arguments in (("set", "gateway.keep_days", "5"), ("unset", "gateway.keep_days")):
+        assert "The mesh runs with the old values until: ai-assistant-cli up" in cli("config", *arguments).stdout
+    assert "old values" not in cli("config", "unset", "gateway.keep_days").stdout
 
 
 def test_values_are_told_with_their_origin_and_without_secrets(cli: Cli, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -394,6 +395,38 @@ def test_certificates_of_processes_are_looked_at(doctor: Doctor) -> None:
     (stranger,) = [each for each in doctor.found("certificate.mesh") if each["severity"] != "ok"]
     assert "spiffe://ai-assistant/nlp_svc" in stranger["title"]
     assert stranger["command"].endswith("--renew")
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_the_certificate_that_this_command_lacks_is_told(doctor: Doctor) -> None:
+    """Without it no service answers the command; what it could not look at says what is missing and what makes it."""
+    root = doctor.home / "certificates"
+    doctor.cli("certificates", "make", "--folder", str(root))
+    doctor.configure("tls.certificates", str(root))
+    shutil.rmtree(root / "operator")
+    variables = {"AI_ASSISTANT_HOME": str(doctor.home), ports.OFFSET_VARIABLE: str(doctor.offset)}
+    with subprocess.Popen(
+        [sys.executable, "-m", "crypto_svc"], env=os.environ | variables, stdout=subprocess.DEVNULL
+    ) as crypto:
+        try:
+            while not listens(ports.CRYPTO + ports.ADMIN_OFFSET + doctor.offset):
+                assert crypto.poll() is None
+                time.sleep(0.05)
+            report = doctor.report()
+        finally:
+            crypto.terminate()
+    (keys,) = [each for each in report["findings"] if each["check"] == "keys.age"]
+    assert keys["severity"] == "skipped"
+    assert "the certificate of operator" in keys["title"]
+    assert f"no usable certificates in {root / 'operator'}" in keys["detail"]
+    (missing,) = [each for each in report["findings"] if each["subject"] == "operator"]
+    assert "Services refuse this command" in missing["why"]
+    assert {keys["command"], missing["command"]} == {"ai-assistant-cli certificates make"}
+    assert "doctor.unfinished" not in {each["check"] for each in report["findings"]}
 
 
 def test_certificates_that_end_soon_are_told(doctor: Doctor) -> None:

@@ -1,5 +1,6 @@
 """Starts the gateway: gunicorn with one event-loop worker, on the public and on the admin address."""
 
+import socket
 import sys
 from typing import Any
 
@@ -8,6 +9,7 @@ from uvicorn_worker import UvicornWorker
 
 from assistant import telemetry, tracing
 from assistant.errors import InvalidSetting
+from assistant.settings import Address
 from gateway.app import create_app
 from gateway.connection import Connection
 from gateway.loop import FlaskOnLoop
@@ -58,12 +60,27 @@ class Server(BaseApplication):  # type: ignore[misc]
         return create_app(self._configuration)
 
 
+def _check_free(setting: str, address: Address) -> None:
+    """gunicorn would try for seconds, and name no setting. Raises InvalidSetting."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gunicorn does
+            tried.bind((address.host, address.port))
+    except OSError as error:
+        raise InvalidSetting(
+            f"cannot listen on {address}: {error.strerror}. Free it, set `{setting}` to another address, "
+            "or move all ports with AI_ASSISTANT_PORT_OFFSET"
+        ) from error
+
+
 def main() -> None:
     """Run until SIGTERM."""
     telemetry.start("gateway")
     try:
         configuration = Configuration.load()
         tracing.check()
+        _check_free("gateway.listen", configuration.gateway.listen)
+        _check_free("gateway.admin", configuration.gateway.admin)
     except InvalidSetting as error:
         sys.exit(f"gateway cannot start:\n{error}")
     Server(configuration).run()

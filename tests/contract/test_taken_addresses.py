@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 LISTENING = [
-    ("gateway", "gateway.grpc"),
+    *(("gateway", f"gateway.{key}") for key in ("listen", "admin", "grpc")),
     *((f"{name}_svc", f"{name}.{key}") for name in ("crypto", "nlp", "reply") for key in ("listen", "admin")),
 ]
 

@@ -35,3 +35,11 @@ def moved(port: int) -> int:
     if not 1 <= port + offset <= 65535:
         raise InvalidSetting(f"{OFFSET_VARIABLE} is {text!r}: port {port} would become {port + offset}")
     return port + offset
+
+
+def cannot_listen(address: str, why: str, setting: str) -> InvalidSetting:
+    """What to raise where an address cannot be had; `setting` is where it comes from."""
+    return InvalidSetting(
+        f"cannot listen on {address}: {why}. Free it, set `{setting}` to another address, or move all ports with "
+        f"{OFFSET_VARIABLE}"
+    )

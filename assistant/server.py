@@ -19,10 +19,10 @@ import uvloop
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
-from assistant import garbage, telemetry, tracing, wire
+from assistant import garbage, ports, telemetry, tracing, wire
 from assistant.access import Access, Callers, caller
 from assistant.dispatch import DEFAULT_TIMEOUT_S, Call, Method, Servicers
-from assistant.errors import AssistantError, InvalidSetting, to_status
+from assistant.errors import AssistantError, to_status
 from assistant.health import Health
 from assistant.mux import MuxHandler
 from assistant.settings import Address
@@ -96,10 +96,7 @@ class Server:
             else:
                 self.port = self._grpc.add_secure_port(self._listen, self._identity.server_credentials())
         except RuntimeError as error:
-            raise InvalidSetting(
-                f"cannot listen on {self._listen}: is another process there? Stop it, set `{self._listen_setting}` "
-                "to another address, or move all ports with AI_ASSISTANT_PORT_OFFSET"
-            ) from error
+            raise ports.cannot_listen(self._listen, "another process may be there", self._listen_setting) from error
         if self._admin is not None:
             checks = {"/healthz": lambda: self.health.serving(""), "/livez": self._loop_turns()}
             self._http = telemetry.serve_admin(self._admin, checks, self._admin_setting)

@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 import orjson
 from prometheus_client import REGISTRY, MetricsHandler, disable_created_metrics
 
-from assistant import profiling, tracing
-from assistant.errors import AssistantError, InvalidSetting
+from assistant import ports, profiling, tracing
+from assistant.errors import AssistantError
 from assistant.resources import Resources
 from assistant.settings import Address
 
@@ -204,9 +204,6 @@ def serve_admin(listen: Address, checks: Mapping[str, Callable[[], bool]], setti
     try:
         server = ThreadingHTTPServer((listen.host, listen.port), Handler)
     except OSError as error:
-        raise InvalidSetting(
-            f"cannot listen on {listen}: {error.strerror}. Free it, set `{setting}` to another address, "
-            "or move all ports with AI_ASSISTANT_PORT_OFFSET"
-        ) from error
+        raise ports.cannot_listen(listen, error.strerror or "", setting) from error
     threading.Thread(target=server.serve_forever, name="admin", daemon=True).start()
     return server

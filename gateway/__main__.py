@@ -7,7 +7,7 @@ from typing import Any
 from gunicorn.app.base import BaseApplication
 from uvicorn_worker import UvicornWorker
 
-from assistant import telemetry, tracing
+from assistant import ports, telemetry, tracing
 from assistant.errors import InvalidSetting
 from assistant.settings import Address
 from gateway.app import create_app
@@ -67,10 +67,7 @@ def _check_free(setting: str, address: Address) -> None:
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gunicorn does
             tried.bind((address.host, address.port))
     except OSError as error:
-        raise InvalidSetting(
-            f"cannot listen on {address}: {error.strerror}. Free it, set `{setting}` to another address, "
-            "or move all ports with AI_ASSISTANT_PORT_OFFSET"
-        ) from error
+        raise ports.cannot_listen(address, error.strerror or "", setting) from error
 
 
 def main() -> None:

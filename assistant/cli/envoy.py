@@ -42,7 +42,7 @@ class EdgeSettings(Settings, frozen=True, kw_only=True):
     https: Annotated[Address, Meta(description="where Envoy listens for HTTPS")] = msgspec.field(
         default_factory=_at(_EVERYWHERE, ports.EDGE_HTTPS)
     )
-    admin: Annotated[Address, Meta(description="Envoy's own admin page; never make it reachable from outside")] = (
+    admin: Annotated[Address, Meta(description="Envoy's own admin page; never to be reached from outside")] = (
         msgspec.field(default_factory=_at("127.0.0.1", ports.ENVOY_ADMIN))
     )
     metrics: Annotated[

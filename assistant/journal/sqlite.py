@@ -149,7 +149,7 @@ def _with_batch(sql: str, columns: tuple[str, ...], rows: int) -> str:
 
 
 def _path(url: str) -> Path:
-    path = Path(url.removeprefix("sqlite://"))
-    if not url.startswith("sqlite://") or not path.is_absolute():
+    path = url.removeprefix("sqlite://")
+    if not url.startswith("sqlite://") or not path.startswith("/"):
         raise InvalidSetting(f"database {url!r} is not a path: write sqlite:///absolute/path.db")
-    return path
+    return Path("/", path.lstrip("/"))  # some write four slashes, and Path would keep two of them

@@ -131,3 +131,11 @@ async def test_a_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
     report = json.loads(output)
     assert report.pop("acknowledged") > 10
     assert report == {"refused": 5, "lost": [], "afterwards": True, "moved": True}
+
+
+@pytest.mark.parametrize("slashes", ["", "/", "//"])
+async def test_a_path_is_named_with_one_slash_however_many_its_url_has(tmp_path: Path, slashes: str) -> None:
+    (tmp_path / "inbox.db").write_bytes(b"no database" * 100)
+    with pytest.raises(InvalidSetting) as refused:
+        await Journal.open(f"sqlite://{slashes}{tmp_path}/inbox.db", [])
+    assert f"database {tmp_path}/inbox.db is not an SQLite file" in str(refused.value)
